@@ -70,8 +70,6 @@ id!(/// A volume or a snapshot.
     VolumeId);
 id!(/// A volume with all its snapshots and clones: the unit that placement knows.
     VtreeId);
-id!(/// A client's session: the life of one data client daemon's use of one mapping.
-    SessionId);
 id!(/// A user account.
     UserId);
 id!(/// A key of a protection domain, under which tickets are signed.

@@ -1,5 +1,15 @@
-//! The cluster's vocabulary, shared by every crate.
+//! The cluster's vocabulary, shared by every crate: ids, the objects of a system, configurations of placement groups, the
+//! map and its deltas, the function from chunks to groups, the commands and their errors, the frames of every connection
+//! and the tickets that open volumes.
+//!
+//! What belongs here: words that two or more crates must agree on, and pure functions over them. What does not: decisions
+//! (they are in `mdm-core`, `sds-replica`, `sds-store`, `sdc-client`) and, except behind the feature `client`, anything
+//! that touches a socket or a clock.
+
 pub mod config;
 pub mod epoch;
 pub mod ids;
+pub mod map;
+pub mod model;
+pub mod placement;
 pub mod timing;
