@@ -6,10 +6,16 @@
 //! (they are in `mdm-core`, `sds-replica`, `sds-store`, `sdc-client`) and, except behind the feature `client`, anything
 //! that touches a socket or a clock.
 
+pub mod command;
 pub mod config;
+pub mod control;
 pub mod epoch;
+pub mod error;
+pub mod frame;
 pub mod ids;
+pub mod limits;
 pub mod map;
 pub mod model;
 pub mod placement;
+pub mod ticket;
 pub mod timing;

@@ -60,7 +60,11 @@ impl BlockRange {
 
     /// `None` if it is empty or goes past the chunk.
     pub const fn new(first: u16, count: u16) -> Option<Self> {
-        if count == 0 || first >= CHUNK_BLOCKS || count > CHUNK_BLOCKS - first { None } else { Some(Self { first, count }) }
+        if count == 0 || first >= CHUNK_BLOCKS || count > CHUNK_BLOCKS - first {
+            None
+        } else {
+            Some(Self { first, count })
+        }
     }
 
     /// The blocks that the bytes `offset..offset + length` of a chunk touch. `None` if none or past the chunk.

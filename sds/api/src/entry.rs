@@ -116,7 +116,9 @@ impl Entry {
     /// The chunk layer it changes, if it is about one.
     pub fn layer(&self) -> Option<LayerKey> {
         match &self.body {
-            EntryBody::Write { layer, .. } | EntryBody::Zero { layer, .. } | EntryBody::Elsewhere { layer } => Some(*layer),
+            EntryBody::Write { layer, .. } | EntryBody::Zero { layer, .. } | EntryBody::Elsewhere { layer } => {
+                Some(*layer)
+            }
             EntryBody::EpochStart { .. } | EntryBody::DropVtree { .. } => None,
         }
     }

@@ -1,0 +1,23 @@
+//! Bounds of what is spoken, each with its reason.
+
+/// Longest control frame: a full map of 16 Ki groups and 16 Ki volumes is below 8 MiB; a snapshot of the state travels
+/// between MDMs in one frame.
+pub const CONTROL_FRAME_BYTES_MAX: usize = 256 << 20;
+/// Longest control frame before the peer has said who it is: a greeting is a few hundred bytes, a certificate request 2 KiB.
+pub const GREETING_BYTES_MAX: usize = 16 << 10;
+/// Longest header of a data frame: 64 entries of a small batch with their checksums.
+pub const DATA_HEADER_BYTES_MAX: usize = 1 << 20;
+/// Longest payload of a data frame: a replication batch of several whole chunks.
+pub const DATA_PAYLOAD_BYTES_MAX: usize = 8 << 20;
+/// Longest name of an object, in bytes: ScaleIO's limit, which its clients rely on.
+pub const NAME_BYTES_MAX: usize = 31;
+/// The granule of volume sizes.
+pub const VOLUME_GRANULE_BYTES: u64 = 1 << 20;
+/// What the classic spellings round volume sizes up to.
+pub const CLASSIC_GRANULE_BYTES: u64 = 8 << 30;
+/// The largest volume: 1 PiB, ScaleIO's limit.
+pub const VOLUME_BYTES_MAX: u64 = 1 << 50;
+/// Placement groups of a pool, unless said otherwise.
+pub const PG_COUNT_DEFAULT: u32 = 1024;
+/// The most placement groups of a pool.
+pub const PG_COUNT_MAX: u32 = 16_384;
