@@ -29,16 +29,44 @@ impl From<&str> for ObjectRef {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)] // fields are named by their meaning; sizes are bytes
 pub enum AdminCommand {
-    RenameSystem { name: String },
-    AddMdm { name: String, role: MdmRole, address: String, peer_address: String, store_id: u64 },
-    RemoveMdm { mdm: ObjectRef },
-    RenameMdm { mdm: ObjectRef, name: String },
-    AddProtectionDomain { name: String },
-    RenameProtectionDomain { protection_domain: ObjectRef, name: String },
-    RemoveProtectionDomain { protection_domain: ObjectRef },
-    AddFaultSet { name: String, protection_domain: Option<ObjectRef> },
-    RenameFaultSet { fault_set: ObjectRef, name: String },
-    RemoveFaultSet { fault_set: ObjectRef },
+    RenameSystem {
+        name: String,
+    },
+    AddMdm {
+        name: String,
+        role: MdmRole,
+        address: String,
+        peer_address: String,
+        store_id: u64,
+    },
+    RemoveMdm {
+        mdm: ObjectRef,
+    },
+    RenameMdm {
+        mdm: ObjectRef,
+        name: String,
+    },
+    AddProtectionDomain {
+        name: String,
+    },
+    RenameProtectionDomain {
+        protection_domain: ObjectRef,
+        name: String,
+    },
+    RemoveProtectionDomain {
+        protection_domain: ObjectRef,
+    },
+    AddFaultSet {
+        name: String,
+        protection_domain: Option<ObjectRef>,
+    },
+    RenameFaultSet {
+        fault_set: ObjectRef,
+        name: String,
+    },
+    RemoveFaultSet {
+        fault_set: ObjectRef,
+    },
     AddStoragePool {
         name: String,
         protection_domain: Option<ObjectRef>,
@@ -48,28 +76,97 @@ pub enum AdminCommand {
         /// 0: the default.
         pg_count: u32,
     },
-    RenameStoragePool { storage_pool: ObjectRef, name: String },
-    RemoveStoragePool { storage_pool: ObjectRef },
-    AddSds { name: String, protection_domain: Option<ObjectRef>, fault_set: Option<ObjectRef>, addresses: Vec<String> },
-    RenameSds { sds: ObjectRef, name: String },
-    RemoveSds { sds: ObjectRef, force: bool },
-    AddDevice { name: Option<String>, sds: ObjectRef, storage_pool: Option<ObjectRef>, path: String },
-    RenameDevice { device: ObjectRef, name: String },
-    RemoveDevice { device: ObjectRef, force: bool },
-    AddSdc { guid: Guid, name: Option<String> },
-    RenameSdc { sdc: ObjectRef, name: String },
-    RemoveSdc { sdc: ObjectRef },
-    AddVolume { name: String, storage_pool: Option<ObjectRef>, size_bytes: u64 },
-    RenameVolume { volume: ObjectRef, name: String },
-    ResizeVolume { volume: ObjectRef, size_bytes: u64 },
-    RemoveVolume { volume: ObjectRef },
-    MapVolume { volume: ObjectRef, sdc: ObjectRef, access: AccessMode, limits: Limits, allow_multiple: bool },
+    RenameStoragePool {
+        storage_pool: ObjectRef,
+        name: String,
+    },
+    RemoveStoragePool {
+        storage_pool: ObjectRef,
+    },
+    AddSds {
+        name: String,
+        protection_domain: Option<ObjectRef>,
+        fault_set: Option<ObjectRef>,
+        addresses: Vec<String>,
+    },
+    RenameSds {
+        sds: ObjectRef,
+        name: String,
+    },
+    RemoveSds {
+        sds: ObjectRef,
+        force: bool,
+    },
+    AddDevice {
+        name: Option<String>,
+        sds: ObjectRef,
+        storage_pool: Option<ObjectRef>,
+        path: String,
+    },
+    RenameDevice {
+        device: ObjectRef,
+        name: String,
+    },
+    RemoveDevice {
+        device: ObjectRef,
+        force: bool,
+    },
+    AddSdc {
+        guid: Guid,
+        name: Option<String>,
+    },
+    RenameSdc {
+        sdc: ObjectRef,
+        name: String,
+    },
+    RemoveSdc {
+        sdc: ObjectRef,
+    },
+    AddVolume {
+        name: String,
+        storage_pool: Option<ObjectRef>,
+        size_bytes: u64,
+    },
+    RenameVolume {
+        volume: ObjectRef,
+        name: String,
+    },
+    ResizeVolume {
+        volume: ObjectRef,
+        size_bytes: u64,
+    },
+    RemoveVolume {
+        volume: ObjectRef,
+    },
+    MapVolume {
+        volume: ObjectRef,
+        sdc: ObjectRef,
+        access: AccessMode,
+        limits: Limits,
+        allow_multiple: bool,
+    },
     /// `sdc` left out: from all. Answered once every server refuses the client (P8).
-    UnmapVolume { volume: ObjectRef, sdc: Option<ObjectRef> },
-    SetMappingLimits { volume: ObjectRef, sdc: ObjectRef, limits: Limits },
-    AddUser { name: String, role: UserRole, password_hash: String },
-    RemoveUser { user: ObjectRef },
-    SetPassword { user: ObjectRef, password_hash: String },
+    UnmapVolume {
+        volume: ObjectRef,
+        sdc: Option<ObjectRef>,
+    },
+    SetMappingLimits {
+        volume: ObjectRef,
+        sdc: ObjectRef,
+        limits: Limits,
+    },
+    AddUser {
+        name: String,
+        role: UserRole,
+        password_hash: String,
+    },
+    RemoveUser {
+        user: ObjectRef,
+    },
+    SetPassword {
+        user: ObjectRef,
+        password_hash: String,
+    },
 }
 
 /// The state of a store, as its server found it.

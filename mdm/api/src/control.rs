@@ -51,15 +51,39 @@ pub enum PeerRole {
 #[allow(missing_docs)] // the conversation above names them
 pub enum ControlMessage {
     /// `system` may be unknown to a tool that was only given an address.
-    Hello { version_min: u16, version_max: u16, system: Option<SystemId>, role: PeerRole },
-    Welcome { version: u16, system: SystemId, mdm: MdmId, leader: Option<MdmAddress> },
-    Refused { error: CommandError },
-    Request { id: u64, request: Box<Request> },
-    Response { id: u64, result: Result<Box<Response>, RequestError> },
-    Follow { view: MapView, have: Revision },
+    Hello {
+        version_min: u16,
+        version_max: u16,
+        system: Option<SystemId>,
+        role: PeerRole,
+    },
+    Welcome {
+        version: u16,
+        system: SystemId,
+        mdm: MdmId,
+        leader: Option<MdmAddress>,
+    },
+    Refused {
+        error: CommandError,
+    },
+    Request {
+        id: u64,
+        request: Box<Request>,
+    },
+    Response {
+        id: u64,
+        result: Result<Box<Response>, RequestError>,
+    },
+    Follow {
+        view: MapView,
+        have: Revision,
+    },
     Push(MapDelta),
     Heartbeat(Box<Heartbeat>),
-    HeartbeatAck { revision: Revision, leader: Option<MdmId> },
+    HeartbeatAck {
+        revision: Revision,
+        leader: Option<MdmId>,
+    },
 }
 
 /// Where to find a member.
@@ -87,16 +111,34 @@ pub enum RequestError {
 #[allow(missing_docs)]
 pub enum Request {
     /// Gives a session token.
-    Login { user: String, password: String },
+    Login {
+        user: String,
+        password: String,
+    },
     /// Shows a token of an earlier login; the connection acts as that user from here on.
-    Resume { token: String },
-    Admin { request_id: u128, command: AdminCommand },
-    Daemon { request_id: u128, command: DaemonCommand },
+    Resume {
+        token: String,
+    },
+    Admin {
+        request_id: u128,
+        command: AdminCommand,
+    },
+    Daemon {
+        request_id: u128,
+        command: DaemonCommand,
+    },
     Query(Query),
     /// What a client needs to open a mapping that it has opened by `OpenMapping`: answered once the fence holds.
-    Credential { volume: VolumeId, opener: u64 },
+    Credential {
+        volume: VolumeId,
+        opener: u64,
+    },
     /// A daemon asks for its certificate. `csr_pem` is a certificate signing request; `secret` is the join token's.
-    Join { role: JoinRole, secret: String, csr_pem: String },
+    Join {
+        role: JoinRole,
+        secret: String,
+        csr_pem: String,
+    },
     /// A new join token for a daemon; needs the role Administrator.
     JoinToken,
 }

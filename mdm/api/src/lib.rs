@@ -19,3 +19,6 @@ pub mod model;
 pub mod placement;
 pub mod ticket;
 pub mod timing;
+
+#[cfg(feature = "client")]
+pub mod client;

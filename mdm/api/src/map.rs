@@ -230,9 +230,11 @@ mod tests {
     #[test]
     fn a_late_delta_changes_nothing_and_a_gap_is_refused() {
         let mut map = ClusterMap::default();
-        let first = MapDelta { from: Revision(0), to: Revision(5), changed: vec![volume_domain(1, "a")], removed: vec![] };
+        let first =
+            MapDelta { from: Revision(0), to: Revision(5), changed: vec![volume_domain(1, "a")], removed: vec![] };
         assert_eq!(map.apply(&first), Ok(true));
-        let next = MapDelta { from: Revision(5), to: Revision(6), changed: vec![volume_domain(1, "b")], removed: vec![] };
+        let next =
+            MapDelta { from: Revision(5), to: Revision(6), changed: vec![volume_domain(1, "b")], removed: vec![] };
         assert_eq!(map.apply(&next), Ok(true));
         assert_eq!(map.apply(&first), Ok(false));
         assert_eq!(map.apply(&next), Ok(false));

@@ -161,7 +161,13 @@ impl Ticket {
 }
 
 /// A client's proof that it knows the ticket's secret, for one connection: both sides' nonces and the server are bound in.
-pub fn client_proof(secret: &[u8; 32], ticket: &[u8], server: SdsId, server_nonce: &Nonce, client_nonce: &Nonce) -> [u8; 32] {
+pub fn client_proof(
+    secret: &[u8; 32],
+    ticket: &[u8],
+    server: SdsId,
+    server_nonce: &Nonce,
+    client_nonce: &Nonce,
+) -> [u8; 32] {
     keyed(secret, b"open", &[&server.0.to_le_bytes(), server_nonce, client_nonce, ticket])
 }
 

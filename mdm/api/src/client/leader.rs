@@ -1,0 +1,265 @@
+//! Asking the leader, whoever that is at the moment.
+//!
+//! One task owns the connection and everything in flight on it. When the connection breaks or the member does not lead, the
+//! task moves on and asks again: changing requests carry an id under which they take effect once, so asking twice is safe.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
+
+use super::connection::{ConnectError, Connector, FramedWriter};
+use super::follow::Members;
+use crate::control::{ControlMessage, MdmAddress, Request, RequestError, Response};
+use crate::error::CommandError;
+
+/// Requests that wait in this process at the most; more wait in their callers.
+const QUEUE: usize = 256;
+/// Pause before another member is tried when none leads.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why a request has no answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ClientError {
+    /// The system said no.
+    #[error(transparent)]
+    Refused(#[from] CommandError),
+    /// Nobody answered in time; the text is the last reason.
+    #[error("no metadata manager answered in time ({0}): check the addresses and that a majority of the MDMs runs")]
+    Unavailable(String),
+}
+
+struct Job {
+    request: Request,
+    deadline: Instant,
+    answer: oneshot::Sender<Result<Response, ClientError>>,
+}
+
+/// A handle to the asking task; cheap to clone. The task ends when all handles are gone.
+#[derive(Clone)]
+pub struct MdmClient {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl MdmClient {
+    /// Starts the task. `token`: the session token that a tool's connections resume with.
+    pub fn start(connector: Connector, members: Members, token: Option<String>) -> Self {
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        tokio::spawn(
+            Asker { connector, members, token, queue, last_error: String::from("not tried"), hint: None }.run(),
+        );
+        Self { jobs }
+    }
+
+    /// Asks, and waits for the answer for at most `patience`.
+    pub async fn request(&self, request: Request, patience: Duration) -> Result<Response, ClientError> {
+        let (answer, answered) = oneshot::channel();
+        let gone = || ClientError::Unavailable("the client has stopped".to_owned());
+        let job = Job { request, deadline: Instant::now() + patience, answer };
+        self.jobs.send(job).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+}
+
+struct Asker {
+    connector: Connector,
+    members: Members,
+    token: Option<String>,
+    queue: mpsc::Receiver<Job>,
+    last_error: String,
+    hint: Option<MdmAddress>,
+}
+
+enum Ended {
+    /// The connection is of no use any more.
+    Moved,
+    /// All handles are gone.
+    Finished,
+}
+
+impl Asker {
+    async fn run(mut self) {
+        let mut waiting: Vec<Job> = Vec::new();
+        let mut turn = 0;
+        loop {
+            if waiting.is_empty() {
+                match self.queue.recv().await {
+                    Some(job) => waiting.push(job),
+                    None => return,
+                }
+            }
+            let addresses = self.members.addresses();
+            let hinted = self.hint.take().map(|hint| hint.address);
+            let was_hinted = hinted.is_some();
+            let Some(address) = hinted.or_else(|| addresses.get(turn % addresses.len().max(1)).cloned()) else {
+                self.last_error = "no address of a metadata manager is known".to_owned();
+                self.pause(&mut waiting).await;
+                continue;
+            };
+            match self.connector.connect(&address).await {
+                Ok(connection) => {
+                    if let Some(leader) =
+                        connection.leader.clone().filter(|leader| leader.id != connection.mdm && !was_hinted)
+                    {
+                        self.hint = Some(leader);
+                        continue;
+                    }
+                    match self.serve(connection, &mut waiting).await {
+                        Ended::Finished => return,
+                        Ended::Moved => {}
+                    }
+                }
+                Err(error @ ConnectError::Refused { .. }) if !was_hinted => {
+                    let ConnectError::Refused { error, .. } = error else { continue };
+                    // A clear no of one member is everybody's: the same system, role and certificate.
+                    for job in waiting.drain(..) {
+                        let _ = job.answer.send(Err(ClientError::Refused(error.clone())));
+                    }
+                    continue;
+                }
+                Err(error) => self.last_error = error.to_string(),
+            }
+            if self.hint.is_none() {
+                turn += 1;
+                self.pause(&mut waiting).await;
+            }
+        }
+    }
+
+    /// Waits a little and gives up what is past its deadline.
+    async fn pause(&mut self, waiting: &mut Vec<Job>) {
+        sleep_until(Instant::now() + RETRY_PAUSE).await;
+        while waiting.len() < QUEUE
+            && let Ok(job) = self.queue.try_recv()
+        {
+            waiting.push(job);
+        }
+        let now = Instant::now();
+        let (late, rest) = std::mem::take(waiting).into_iter().partition(|job| job.deadline <= now);
+        *waiting = rest;
+        let late: Vec<Job> = late;
+        for job in late {
+            let _ = job.answer.send(Err(ClientError::Unavailable(self.last_error.clone())));
+        }
+    }
+
+    async fn serve(&mut self, connection: super::Connection, waiting: &mut Vec<Job>) -> Ended {
+        let super::Connection { mut reader, mut writer, .. } = connection;
+        let (arrivals, mut arrived) = mpsc::channel(QUEUE);
+        let reading = tokio::spawn(async move {
+            loop {
+                let message = reader.next().await;
+                let last = !matches!(message, Ok(Some(_)));
+                if arrivals.send(message).await.is_err() || last {
+                    return;
+                }
+            }
+        });
+        let mut flying = BTreeMap::new();
+        let ended = self.exchange(&mut writer, &mut arrived, waiting, &mut flying).await;
+        reading.abort();
+        waiting.extend(flying.into_values());
+        ended
+    }
+
+    async fn exchange<W: tokio::io::AsyncWrite + Unpin>(
+        &mut self,
+        writer: &mut FramedWriter<W>,
+        arrived: &mut mpsc::Receiver<std::io::Result<Option<ControlMessage>>>,
+        waiting: &mut Vec<Job>,
+        flying: &mut BTreeMap<u64, Job>,
+    ) -> Ended {
+        let mut next_id = 1;
+        if let Some(token) = self.token.clone() {
+            let resume = ControlMessage::Request { id: 0, request: Box::new(Request::Resume { token }) };
+            if self.sent(writer, &resume).await.is_err() {
+                return Ended::Moved;
+            }
+        }
+        loop {
+            for job in std::mem::take(waiting) {
+                let message = ControlMessage::Request { id: next_id, request: Box::new(job.request.clone()) };
+                flying.insert(next_id, job);
+                next_id += 1;
+                if self.sent(writer, &message).await.is_err() {
+                    return Ended::Moved;
+                }
+            }
+            let soonest = flying.values().map(|job| job.deadline).min();
+            let wake = soonest.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+            tokio::select! {
+                job = self.queue.recv(), if flying.len() < QUEUE => match job {
+                    Some(job) => waiting.push(job),
+                    None if flying.is_empty() => return Ended::Finished,
+                    None => {}
+                },
+                message = arrived.recv() => if self.take(message, flying, waiting).is_err() {
+                    return Ended::Moved;
+                },
+                () = sleep_until(wake), if soonest.is_some() => self.expire(flying),
+            }
+        }
+    }
+
+    async fn sent<W: tokio::io::AsyncWrite + Unpin>(
+        &mut self,
+        writer: &mut FramedWriter<W>,
+        message: &ControlMessage,
+    ) -> Result<(), ()> {
+        writer.send(message).await.map_err(|error| self.last_error = error.to_string())
+    }
+
+    /// One arrival. `Err`: move on to another member.
+    fn take(
+        &mut self,
+        message: Option<std::io::Result<Option<ControlMessage>>>,
+        flying: &mut BTreeMap<u64, Job>,
+        waiting: &mut Vec<Job>,
+    ) -> Result<(), ()> {
+        match message {
+            Some(Ok(Some(ControlMessage::Response { id: 0, result: Err(RequestError::Refused(error)) }))) => {
+                // The session is not valid any more: everything that relied on it is refused.
+                for (_, job) in std::mem::take(flying) {
+                    let _ = job.answer.send(Err(ClientError::Refused(error.clone())));
+                }
+                self.last_error = error.to_string();
+                Err(())
+            }
+            Some(Ok(Some(ControlMessage::Response { id, result }))) => {
+                let Some(job) = flying.remove(&id) else { return Ok(()) };
+                match result {
+                    Ok(response) => drop(job.answer.send(Ok(*response))),
+                    Err(RequestError::Refused(error)) => drop(job.answer.send(Err(ClientError::Refused(error)))),
+                    Err(RequestError::NotLeader(leader)) => {
+                        self.last_error = "no leader is known yet".to_owned();
+                        self.hint = leader;
+                        waiting.push(job);
+                        return Err(());
+                    }
+                }
+                Ok(())
+            }
+            Some(Ok(Some(_))) => Ok(()),
+            Some(Ok(None)) | None => {
+                self.last_error = "the connection was closed".to_owned();
+                Err(())
+            }
+            Some(Err(error)) => {
+                self.last_error = error.to_string();
+                Err(())
+            }
+        }
+    }
+
+    fn expire(&mut self, flying: &mut BTreeMap<u64, Job>) {
+        let now = Instant::now();
+        let late: Vec<u64> = flying.iter().filter(|(_, job)| job.deadline <= now).map(|(id, _)| *id).collect();
+        for id in late {
+            if let Some(job) = flying.remove(&id) {
+                let text = "connected, but the request was not answered".to_owned();
+                let _ = job.answer.send(Err(ClientError::Unavailable(text)));
+            }
+        }
+    }
+}
