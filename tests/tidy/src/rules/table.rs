@@ -125,3 +125,37 @@ pub fn may_use(user: &Place, used: &str) -> bool {
         _ => user.uses.contains(&used),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrows_point_to_what_stands_above() {
+        for (index, place) in PLACES.iter().enumerate() {
+            for used in place.uses {
+                let above = PLACES[..index].iter().find(|other| other.name == *used);
+                let above =
+                    above.unwrap_or_else(|| panic!("{} uses {used}, which does not stand above it", place.name));
+                assert!(above.kind != Kind::Outside && !TOPS.contains(used), "{} uses {used}", place.name);
+                let is_pure = |place: &Place| matches!(place.kind, Kind::Pure(_));
+                assert!(!is_pure(place) || is_pure(above), "{} is pure and uses {used}", place.name);
+            }
+        }
+    }
+
+    #[test]
+    fn replica_and_store_do_not_know_each_other() {
+        let place = |name| place_of(name).expect("a crate of the plan");
+        assert!(!may_use(place("sds-replica"), "sds-store") && !may_use(place("sds-store"), "sds-replica"));
+        assert!(may_use(place("sim"), "sds-node") && !may_use(place("sim"), "sds") && !may_use(place("sim"), "dev"));
+    }
+
+    #[test]
+    fn no_name_or_folder_is_given_twice() {
+        for (index, place) in PLACES.iter().enumerate() {
+            let later = &PLACES[index + 1..];
+            assert!(later.iter().all(|other| other.name != place.name && other.folder != place.folder), "{place:?}");
+        }
+    }
+}
