@@ -1,0 +1,46 @@
+//! Bounds, each with its reason.
+
+/// Bytes of everything that is written at once on the medium: the unit of frames, pages and super blocks.
+pub const PAGE_BYTES: usize = 4096;
+/// Frames in flight. More would not raise the throughput of a device that takes writes one behind the other, and each
+/// widens the window of what a crash leaves half done.
+pub const FRAMES_IN_FLIGHT: usize = 4;
+/// Bytes of a frame's payload after which a new frame is begun: long enough to amortise the header, short enough that a
+/// small write behind it does not wait long. A single larger request (a whole chunk) makes a larger frame.
+pub const FRAME_PAYLOAD_TARGET: usize = 512 << 10;
+/// Bytes of a frame's records after which a new frame is begun.
+pub const FRAME_RECORDS_TARGET: usize = 64 << 10;
+/// The longest header area of a frame: a saved state of the longest kind and some more.
+pub const FRAME_HEADER_BYTES_MAX: usize = (1 << 20) + (256 << 10);
+/// The longest payload of a frame: the target and one whole chunk.
+pub const FRAME_PAYLOAD_MAX: usize = FRAME_PAYLOAD_TARGET + (1 << 20);
+/// The longest state of a placement group.
+pub const STATE_BYTES_MAX: usize = 1 << 20;
+/// All states together take at most this part of the ring, since they are carried along at its head for ever.
+pub const STATES_SHARE: u64 = 8;
+/// The part of the ring that appends of data cannot use: promises, states, voids and deletes always have room.
+pub const CONTROL_SHARE: u64 = 20;
+/// Half of the control part again is for the store's own re-appends alone, without which the tail could not move.
+pub const OWN_SHARE: u64 = 40;
+/// The least journal: a few frames of the largest kind must fit in the reserves. Small ones are for tests.
+pub const JOURNAL_BYTES_MIN: u64 = 128 << 10;
+/// The least journal of a device formatted by default.
+pub const JOURNAL_BYTES_DEFAULT_MIN: u64 = 64 << 20;
+/// The largest journal of a device.
+pub const JOURNAL_BYTES_MAX: u64 = 4 << 30;
+/// Bytes of a read of the ring or of the pages while opening.
+pub const OPEN_READ_BYTES: u64 = 1 << 20;
+/// Reads in flight while opening.
+pub const OPEN_READS: usize = 8;
+/// Payload of entries not yet applied that is kept in memory by default; beyond it the journal is read again.
+pub const PAYLOAD_CACHE_BYTES: usize = 64 << 20;
+/// Layers being applied at once when the journal is under pressure.
+pub const APPLY_JOBS_MAX: usize = 16;
+/// Layers being applied at once when the device is otherwise idle.
+pub const APPLY_JOBS_IDLE: usize = 4;
+/// Metadata pages that may be dirty before a checkpoint is due: their images are in memory while it runs.
+pub const DIRTY_PAGES_MAX: usize = 4096;
+/// Milliseconds without an append after which the device counts as idle.
+pub const IDLE_MS: u64 = 200;
+/// Milliseconds after which a checkpoint is due on an idle device.
+pub const CHECKPOINT_IDLE_MS: u64 = 1000;
