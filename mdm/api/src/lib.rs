@@ -19,6 +19,7 @@ pub mod model;
 pub mod placement;
 pub mod ticket;
 pub mod timing;
+pub mod verbs;
 
 #[cfg(feature = "client")]
 pub mod client;

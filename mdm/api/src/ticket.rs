@@ -171,6 +171,12 @@ pub fn client_proof(
     keyed(secret, b"open", &[&server.0.to_le_bytes(), server_nonce, client_nonce, ticket])
 }
 
+/// A data server's proof to a client that it holds the domain's key, and so could derive the ticket's secret: only then
+/// does the client believe its acknowledgements. Bound to the connection like the client's, and never equal to it.
+pub fn server_proof(secret: &[u8; 32], ticket: &[u8], server: SdsId, server_nonce: &Nonce, client_nonce: &Nonce) -> [u8; 32] {
+    keyed(secret, b"opened", &[&server.0.to_le_bytes(), server_nonce, client_nonce, ticket])
+}
+
 /// A data server's proof to another that it holds the domain's key, for one connection. `prover` and `verifier` differ in
 /// the two directions, so a proof cannot be reflected.
 pub fn peer_proof(
@@ -264,5 +270,7 @@ mod tests {
         let proof = |server, nonce| client_proof(&secret, &credential.ticket, SdsId(server), &[nonce; 32], &[2; 32]);
         assert_ne!(proof(1, 1), proof(2, 1));
         assert_ne!(proof(1, 1), proof(1, 2));
+        let answer = server_proof(&secret, &credential.ticket, SdsId(1), &[1; 32], &[2; 32]);
+        assert_ne!(proof(1, 1), answer, "a client's proof must not serve as a server's");
     }
 }
