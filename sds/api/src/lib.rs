@@ -8,4 +8,6 @@ pub mod block;
 pub mod buf;
 pub mod checksum;
 pub mod client;
+pub mod client_codec;
 pub mod entry;
+pub mod open;
