@@ -11,3 +11,4 @@ pub mod client;
 pub mod client_codec;
 pub mod entry;
 pub mod open;
+pub mod peer;
