@@ -28,19 +28,14 @@ fn measure_all(path: &std::path::Path, time: Duration) -> Result<(), Box<dyn std
     println!("engine    operation      depth      IOPS   mean µs  operations per call of the sink");
     let block = AlignedBuf::zeroed(4096).freeze();
     let mega = AlignedBuf::copy_of(&[7; 1 << 20]).freeze();
-    let mut first = true;
-    for engine in [EngineChoice::Uring, EngineChoice::Blocking] {
-        if std::mem::take(&mut first) {
-            // So that no later write has to turn unwritten extents into written ones.
-            let fill = (0..SIZE >> 20).map(|index| DiskOp::Write {
-                offset: index << 20,
-                buffers: vec![mega.clone()],
-                durable: false,
-            });
-            run(path, engine, 4, fill)?;
-        }
-        for (name, durable) in [("durable write", Some(true)), ("plain write", Some(false)), ("read", None)] {
-            for depth in [1, 8, 32, 128] {
+    // So that no later write has to turn unwritten extents into written ones.
+    let fill =
+        (0..SIZE >> 20).map(|index| DiskOp::Write { offset: index << 20, buffers: vec![mega.clone()], durable: false });
+    run(path, EngineChoice::Automatic, 4, fill)?;
+    for (name, durable) in [("durable write", Some(true)), ("plain write", Some(false)), ("read", None)] {
+        for depth in [1, 8, 32, 128] {
+            // Side by side, as other load on the machine comes and goes.
+            for engine in [EngineChoice::Uring, EngineChoice::Ring, EngineChoice::Blocking] {
                 let mut random = 1u64;
                 let begin = Instant::now();
                 let ops = std::iter::from_fn(|| {

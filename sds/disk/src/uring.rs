@@ -11,28 +11,26 @@
 //! - at most [`limits::IN_FLIGHT_MAX`] entries are between submission and completion, below the ring's size;
 //! - what the kernel may still touch is freed only with its completion in hand: dropped in any other way, it leaks.
 
-#![allow(unsafe_code)]
-
 use std::future::{Future, poll_fn};
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use io_uring::{cqueue, opcode, squeue, types};
-use rustix::io::{Errno, ReadWriteFlags};
+use io_uring::{cqueue, opcode, squeue};
+use rustix::io::Errno;
 use sds_store::io::{DiskDone, DiskRequest};
 use tokio::sync::mpsc;
 use tokio_uring::{InFlightOneshot, OneshotOutputTransform, Runtime, UnsubmittedOneshot};
 
 use crate::discard::{self, Discards};
 use crate::engine::{DeathGuard, EngineDevice, Intake, Started};
+use crate::entry::{self, Segment};
 use crate::inflight::InFlight;
 use crate::open::Media;
-use crate::transfer::{Checked, Step, Transfer, Work, check, remaining};
+use crate::transfer::{Checked, Step, Transfer, check};
 use crate::{CompletionSink, EngineKind, limits};
 
 /// Batches on their way to the thread. Each holds at least one admitted operation, so pushes fit; nudges need few places.
@@ -270,13 +268,6 @@ impl Wake for SlotWaker {
     }
 }
 
-/// A piece of memory as the kernel's iovec has it.
-#[repr(C)]
-struct Segment {
-    base: *const u8,
-    length: usize,
-}
-
 /// What the kernel reads or writes while an operation is in flight. Never freed by dropping: tokio-uring drops it when a
 /// ring is torn down, and the kernel may not be done with it. [`HandBack`] takes it out, with the completion in hand.
 struct Held {
@@ -292,41 +283,12 @@ impl OneshotOutputTransform for HandBack {
 
     fn transform_oneshot_output(self, held: Held, completion: cqueue::Entry) -> Self::Output {
         drop(ManuallyDrop::into_inner(held.segments));
-        let code = completion.result();
-        let result = usize::try_from(code).map_err(|_| Errno::from_raw_os_error(code.wrapping_neg()));
-        (ManuallyDrop::into_inner(held.transfer), result)
+        (ManuallyDrop::into_inner(held.transfer), entry::result_of(&completion))
     }
 }
 
-/// The ring entry of what is left of a transfer, and the memory it refers to. That memory is on the heap, so moving the
-/// holder does not move it; its owner is the holder until the completion.
 fn prepare(media: &Media, mut transfer: Box<Transfer>) -> (Held, squeue::Entry) {
-    let fd = types::Fd(media.fd.as_raw_fd());
     let mut segments = Vec::new();
-    let entry = match &mut transfer.work {
-        Work::Read { offset, buffer, done } => {
-            let rest = &mut buffer[*done..];
-            opcode::Read::new(fd, rest.as_mut_ptr(), rest.len() as u32).offset(*offset + *done as u64).build()
-        }
-        Work::Write { offset, buffers, first, skip, durable } => {
-            let flags = if *durable { ReadWriteFlags::DSYNC } else { ReadWriteFlags::empty() };
-            let flags = flags.bits() as types::RwFlags;
-            segments.extend(remaining(buffers, *first, *skip).map(Segment::of));
-            match &segments[..] {
-                [one] => opcode::Write::new(fd, one.base, one.length as u32).offset(*offset).rw_flags(flags).build(),
-                several => {
-                    let vector = several.as_ptr().cast();
-                    opcode::Writev::new(fd, vector, several.len() as u32).offset(*offset).rw_flags(flags).build()
-                }
-            }
-        }
-        Work::Flush => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
-    };
+    let entry = entry::of(media, &mut transfer, &mut segments);
     (Held { transfer: ManuallyDrop::new(transfer), segments: ManuallyDrop::new(segments) }, entry)
-}
-
-impl Segment {
-    fn of(bytes: &[u8]) -> Self {
-        Self { base: bytes.as_ptr(), length: bytes.len() }
-    }
 }

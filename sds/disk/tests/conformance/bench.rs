@@ -62,7 +62,11 @@ pub fn options(engine: EngineChoice) -> OpenOptions {
 }
 
 pub fn open_as(kind: EngineKind, path: &Path, sink: CompletionSink) -> Result<Arc<dyn Device>, OpenError> {
-    let engine = if kind == EngineKind::Uring { EngineChoice::Uring } else { EngineChoice::Blocking };
+    let engine = match kind {
+        EngineKind::Uring => EngineChoice::Uring,
+        EngineKind::Ring => EngineChoice::Ring,
+        EngineKind::Blocking | EngineKind::Fault => EngineChoice::Blocking,
+    };
     open(path, options(engine), sink)
 }
 

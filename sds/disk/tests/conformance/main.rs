@@ -29,6 +29,16 @@ fn uring_keeps_every_promise_on_a_sparse_file() {
 }
 
 #[test]
+fn ring_keeps_every_promise_on_a_file() {
+    run_all(EngineKind::Ring, false, Medium::file());
+}
+
+#[test]
+fn ring_keeps_every_promise_on_a_sparse_file() {
+    run_all(EngineKind::Ring, false, Medium::sparse_file());
+}
+
+#[test]
 fn blocking_keeps_every_promise_on_a_file() {
     run_all(EngineKind::Blocking, false, Medium::file());
 }
@@ -47,7 +57,7 @@ fn the_fault_wrapper_keeps_every_promise_while_nothing_is_injected() {
 #[test]
 fn every_engine_keeps_every_promise_on_block_devices_of_both_sector_sizes() {
     for sector in [512, 4096] {
-        for kind in [EngineKind::Uring, EngineKind::Blocking, EngineKind::Fault] {
+        for kind in [EngineKind::Uring, EngineKind::Ring, EngineKind::Blocking, EngineKind::Fault] {
             match Medium::loop_device(sector) {
                 Ok(medium) => run_all(kind, false, medium),
                 Err(reason) => println!("skipped: no loop device with sectors of {sector} bytes: {reason}"),

@@ -139,7 +139,7 @@ fn a_file_system_without_direct_io_is_refused() {
 
 #[test]
 fn a_device_truncated_under_its_owner_gives_errors_not_zeroes() {
-    for kind in [EngineKind::Uring, EngineKind::Blocking] {
+    for kind in [EngineKind::Uring, EngineKind::Ring, EngineKind::Blocking] {
         let medium = Medium::file();
         let bench = Bench::new(kind, false, &medium);
         std::fs::OpenOptions::new().write(true).open(&medium.path).unwrap().set_len(SIZE / 2).unwrap();
