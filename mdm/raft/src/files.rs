@@ -78,7 +78,9 @@ pub enum FileOp {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecoverError {
     /// A file is not what was written.
-    #[error("{file} is damaged: {cause}. Remove this member from the group and add it again under a new id with an empty directory")]
+    #[error(
+        "{file} is damaged: {cause}. Remove this member from the group and add it again under a new id with an empty directory"
+    )]
     Damaged {
         /// The file.
         file: FileName,
@@ -86,7 +88,9 @@ pub enum RecoverError {
         cause: Damage,
     },
     /// A file was written by a newer release.
-    #[error("{file} was written by a newer release (format {version}): start the release that wrote it, or a newer one")]
+    #[error(
+        "{file} was written by a newer release (format {version}): start the release that wrote it, or a newer one"
+    )]
     Newer {
         /// The file.
         file: FileName,

@@ -37,7 +37,10 @@ pub(crate) fn check(node: &RawNode<MemoryLog>, message: &Message) -> Guard {
             // Two leaders of one term: impossible while logs are intact.
             Guard::Drop
         }
-        MessageType::MsgAppend if current => pass(consecutive(message)),
+        // The library takes an index that it does not have for one of term 0.
+        MessageType::MsgAppend if current => {
+            pass((message.index == 0) == (message.log_term == 0) && consecutive(message))
+        }
         MessageType::MsgHeartbeat if current && message.commit > raft.raft_log.last_index() => {
             Guard::LostLog { committed: message.commit }
         }

@@ -3,12 +3,12 @@
 use bytes::Bytes;
 use raft::eraftpb::{Message, MessageType};
 
+use crate::MdmId;
 use crate::guard::{self, Guard};
 use crate::identity::{Envelope, Payload, Refusal, Start, Verdict};
 use crate::message;
 use crate::node::RaftNode;
 use crate::settings::{Action, HaltReason};
-use crate::MdmId;
 
 /// Refusals that were reported are remembered up to this many, so that each is reported once.
 const MAX_REPORTED: usize = 64;
@@ -107,3 +107,7 @@ impl RaftNode {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "inbox_tests.rs"]
+mod tests;

@@ -81,15 +81,14 @@ impl RaftNode {
     }
 
     pub(crate) fn propose_members(&mut self, token: u64, change: &MembersChange, out: &mut Vec<Action>) {
-        let proposed = self.may_lead().and_then(|()| self.check_change(change).map_err(DropReason::Change)).and_then(
-            |()| {
+        let proposed =
+            self.may_lead().and_then(|()| self.check_change(change).map_err(DropReason::Change)).and_then(|()| {
                 match conf_change(change) {
                     Some(conf_change) => self.raw.propose_conf_change(change.encode(), conf_change),
                     None => self.raw.propose(Vec::new(), message::change_data(change)),
                 }
                 .map_err(|_| DropReason::Busy)
-            },
-        );
+            });
         self.answer_proposal(token, proposed, out);
     }
 
@@ -172,10 +171,12 @@ impl RaftNode {
     /// hands over. Tried again at every tick until it leads no more.
     pub(crate) fn hand_over_if_tie_breaker(&mut self) {
         let raft = &self.raw.raft;
-        if self.is_tie_breaker() && raft.state == StateRole::Leader && raft.lead_transferee.is_none() {
-            if let Some(to) = self.best_voter(Some(MdmRole::Manager)) {
-                self.raw.transfer_leader(to);
-            }
+        let leads = self.is_tie_breaker() && raft.state == StateRole::Leader;
+        if leads
+            && raft.lead_transferee.is_none()
+            && let Some(to) = self.best_voter(Some(MdmRole::Manager))
+        {
+            self.raw.transfer_leader(to);
         }
     }
 

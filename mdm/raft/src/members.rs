@@ -67,6 +67,9 @@ pub enum MembersChange {
 /// Why a change of members is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeError {
+    /// The table is empty.
+    #[error("this member has not heard from the group yet")]
+    NoGroup,
     /// The id belongs to a member.
     #[error("this id belongs to a member already")]
     AlreadyMember,
@@ -150,6 +153,9 @@ impl Members {
         match change {
             MembersChange::Add { id, member } => {
                 check_addresses(&member.addresses)?;
+                if self.members.is_empty() {
+                    return Err(ChangeError::NoGroup);
+                }
                 if self.members.contains_key(id) {
                     return Err(ChangeError::AlreadyMember);
                 }
@@ -244,6 +250,11 @@ impl MembersChange {
         match self {
             Self::Add { id, .. } | Self::Promote { id } | Self::Remove { id } | Self::SetAddresses { id, .. } => *id,
         }
+    }
+
+    /// Whether it changes who votes or who receives the log.
+    pub fn is_about_votes(&self) -> bool {
+        !matches!(self, Self::SetAddresses { .. })
     }
 
     /// As bytes, for an entry of the log.

@@ -54,14 +54,19 @@ fn tagged(tag: u8, rest: &[u8]) -> Vec<u8> {
 
 /// What an entry means. Entries of unknown meaning do not pass [`decode_entry_body`].
 pub(crate) fn meaning(entry: &Entry) -> Result<Meaning, DecodeError> {
-    if entry.get_entry_type() == EntryType::EntryConfChangeV2 {
-        return MembersChange::decode(&entry.context).map(Meaning::Change);
-    }
-    match entry.data.split_first() {
-        None => Ok(Meaning::TermStart),
-        Some((&COMMAND, _)) => Ok(Meaning::Command(entry.data.slice(1..))),
-        Some((&CHANGE, change)) => MembersChange::decode(change).map(Meaning::Change),
-        Some(_) => Err(DecodeError::Unknown("kind of entry")),
+    let is_configuration = entry.get_entry_type() == EntryType::EntryConfChangeV2;
+    let change = match entry.data.split_first() {
+        _ if is_configuration => MembersChange::decode(&entry.context)?,
+        None => return Ok(Meaning::TermStart),
+        Some((&COMMAND, _)) => return Ok(Meaning::Command(entry.data.slice(1..))),
+        Some((&CHANGE, change)) => MembersChange::decode(change)?,
+        Some(_) => return Err(DecodeError::Unknown("kind of entry")),
+    };
+    // What changes the library's configuration comes as such, and nothing else does: the two never differ.
+    if change.is_about_votes() == is_configuration {
+        Ok(Meaning::Change(change))
+    } else {
+        Err(DecodeError::Unknown("form of members change"))
     }
 }
 
@@ -117,14 +122,9 @@ pub(crate) fn encode(message: &Message) -> Option<Bytes> {
     let kind = TYPES.iter().find(|(kind, _)| *kind == message.get_msg_type())?.1;
     let mut out = Vec::with_capacity(128);
     out.put_u8(kind);
-    for field in [
-        message.term,
-        message.log_term,
-        message.index,
-        message.commit,
-        message.commit_term,
-        message.reject_hint,
-    ] {
+    for field in
+        [message.term, message.log_term, message.index, message.commit, message.commit_term, message.reject_hint]
+    {
         out.put_u64(field);
     }
     out.put_u8(u8::from(message.reject));
@@ -196,4 +196,4 @@ pub(crate) fn conf_state(members: &Members) -> ConfState {
 
 #[cfg(test)]
 #[path = "message_tests.rs"]
-mod tests;
+pub(crate) mod tests;

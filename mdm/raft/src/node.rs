@@ -13,9 +13,7 @@ use slog::{Discard, Logger, o};
 use crate::files::{FileOp, Recovered, SNAPSHOT};
 use crate::identity::{Payload, Refusal, SeenPeers, Start, StoreId};
 use crate::lead::Reads;
-use crate::limits::{
-    MAX_APPEND_BYTES, MAX_INFLIGHT_APPENDS, MAX_STATE_BYTES, MAX_UNCOMMITTED_BYTES,
-};
+use crate::limits::{MAX_APPEND_BYTES, MAX_INFLIGHT_APPENDS, MAX_STATE_BYTES, MAX_UNCOMMITTED_BYTES};
 use crate::log::LogWriter;
 use crate::members::{Member, Members};
 use crate::ready::{Batch, Outstanding};
@@ -346,8 +344,7 @@ impl RaftNode {
         let Some(want) = self.want.take_if(|want| want.index == index) else {
             return; // Overtaken by a leader's snapshot.
         };
-        let snapshot =
-            Snapshot { index, term: want.term, position: self.pending.before, members: want.members, state };
+        let snapshot = Snapshot { index, term: want.term, position: self.pending.before, members: want.members, state };
         let bytes = snapshot.encode_file(self.stable.store);
         self.pending.ops.push(FileOp::Replace { file: SNAPSHOT.to_owned(), bytes });
         let through = index.saturating_sub(self.settings.keep_entries);

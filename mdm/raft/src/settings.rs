@@ -292,7 +292,9 @@ pub enum HaltReason {
     #[error("this member was removed from the group")]
     Removed,
     /// The leader counts on entries that this member had acknowledged and does not have.
-    #[error("entries up to {committed} that this member had acknowledged are gone: remove it and add it again under a new id")]
+    #[error(
+        "entries up to {committed} that this member had acknowledged are gone: remove it and add it again under a new id"
+    )]
     LostLog {
         /// Up to here.
         committed: u64,

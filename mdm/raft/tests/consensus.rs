@@ -261,11 +261,14 @@ fn a_rolled_back_voter_never_votes() {
     w.crash(leader, false);
     w.crash(rolled, false);
     w.hosts.get_mut(&rolled).unwrap().disk = old;
+    w.run(100); // What the leader had sent is gone: it would tell the member at once.
     w.cut.clear();
     w.start(rolled);
     w.run(60_000);
     assert_eq!(w.leader(), None);
-    assert!(matches!(w.hosts[&rolled].halted, Some(HaltReason::Refused { reason: Refusal::RolledBack, .. })));
+    let halted = w.hosts[&rolled].halted;
+    let rolled_back = matches!(halted, Some(HaltReason::Refused { reason: Refusal::RolledBack, .. }));
+    assert!(rolled_back, "{halted:?} {:#?}", w.statuses());
     w.start(leader);
     w.commit("back");
 }
@@ -289,11 +292,14 @@ fn a_roll_back_within_one_start_is_recognised_by_position() {
     w.crash(leader, false);
     w.crash(rolled, false);
     w.hosts.get_mut(&rolled).unwrap().disk = old;
+    w.run(100); // What the leader had sent is gone: it would tell the member at once.
     w.cut.clear();
     w.start(rolled);
     w.run(60_000);
     assert_eq!(w.leader(), None);
-    assert!(matches!(w.hosts[&rolled].halted, Some(HaltReason::Refused { reason: Refusal::RolledBack, .. })));
+    let halted = w.hosts[&rolled].halted;
+    let rolled_back = matches!(halted, Some(HaltReason::Refused { reason: Refusal::RolledBack, .. }));
+    assert!(rolled_back, "{halted:?} {:#?}", w.statuses());
 }
 
 #[test]
@@ -333,7 +339,9 @@ fn reads_see_what_was_committed_before_and_a_cut_off_leader_answers_none() {
     let index = w.commit("one");
     let token = w.read(leader);
     w.run(200);
-    assert!(matches!(w.answers[&token], Answer::ReadReady { index: at, digest } if at >= index && digest == w.hosts[&leader].digest));
+    assert!(
+        matches!(w.answers[&token], Answer::ReadReady { index: at, digest } if at >= index && digest == w.hosts[&leader].digest)
+    );
     w.isolate(leader);
     let stale = w.read(leader);
     w.run_until(10_000, "another leads", |w| w.leader().is_some_and(|id| id != leader));

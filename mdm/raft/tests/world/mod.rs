@@ -1,6 +1,8 @@
 //! A world in one thread: members, a network that loses, delays, repeats and reorders, disks that lose what was not synced,
 //! virtual time, everything from one seed. It checks after every action what must always be true.
 
+#![allow(dead_code, reason = "each test binary uses its part")]
+
 pub mod disk;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,8 +11,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use bytes::Bytes;
 use disk::Disk;
 use mdm_raft::{
-    Action, DropReason, Event, FileOp, HaltReason, MdmId, MdmRole, Member, MembersChange, NewGroup, PersistId, RaftNode,
-    Refusal, Settings, Standing, Status, StoreId, SystemId, recover,
+    Action, DropReason, Event, FileOp, HaltReason, MdmId, MdmRole, Member, MembersChange, NewGroup, PersistId,
+    RaftNode, Refusal, Settings, Standing, Status, StoreId, SystemId, recover,
 };
 
 pub const MS: u64 = 1_000_000;
@@ -288,7 +290,11 @@ impl World {
         let digest = host.digest;
         let known = self.history.entry(index).or_insert((term, command.clone()));
         assert_eq!(*known, (term, command), "member {id} has another entry {index}: a committed one was lost");
-        assert_eq!(*self.digests.entry(index).or_insert(digest), digest, "member {id} skipped a command before {index}");
+        assert_eq!(
+            *self.digests.entry(index).or_insert(digest),
+            digest,
+            "member {id} skipped a command before {index}"
+        );
     }
 
     fn restore(&mut self, id: u64, index: u64, state: &[u8]) {
