@@ -35,7 +35,7 @@ const fn place(name: &'static str, folder: &'static str, kind: Kind, uses: &'sta
 pub const PLACES: &[Place] = &[
     // Vocabulary.
     place("mdm-api", "mdm/api", Kind::Pure(&["client"]), &[]),
-    place("sdc-api", "sdc/api", Kind::Pure(&[]), &["mdm-api"]),
+    place("sdc-api", "sdc/api", Kind::Pure(&["client"]), &["mdm-api"]),
     place("sds-api", "sds/api", Kind::Pure(&[]), &["mdm-api"]),
     // Decisions.
     place("mdm-core", "mdm/core", Kind::Pure(&[]), &["mdm-api"]),
