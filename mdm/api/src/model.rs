@@ -211,6 +211,9 @@ pub struct Mapping {
     pub access: AccessMode,
     /// Its limits.
     pub limits: Limits,
+    /// The generation under which it was mapped: the same for as long as the mapping stays, so that a block device that
+    /// outlived its client's daemon is known as this mapping's or as an older one's.
+    pub mapped: AttachGeneration,
     /// The generation in force. It is the client's session too: a client daemon that starts anew opens a new one, and
     /// nothing of an older one is ordered once that is fenced (I17).
     pub generation: AttachGeneration,

@@ -75,6 +75,11 @@ impl<R: AsyncRead + Unpin> FramedReader<R> {
         self.bytes_max = CONTROL_FRAME_BYTES_MAX;
     }
 
+    /// Accepts frames of up to so many bytes: a server knows better than `trust` what a caller of one role has to say.
+    pub fn bound(&mut self, bytes_max: usize) {
+        self.bytes_max = bytes_max;
+    }
+
     /// The next frame's kind and bytes; `None` at a clean end. Cancelling loses the place: do not select on this; give the
     /// reader a task of its own.
     pub async fn next_frame(&mut self) -> io::Result<Option<(FrameKind, Vec<u8>)>> {

@@ -30,7 +30,7 @@ fn port(address: &str) -> &str {
     address.rsplit_once(':').map_or("", |(_, port)| port)
 }
 
-fn domain_name<'a>(view: &'a SystemView, id: mdm_api::ids::ProtectionDomainId) -> &'a str {
+fn domain_name(view: &SystemView, id: mdm_api::ids::ProtectionDomainId) -> &str {
     view.protection_domains.iter().find(|d| d.id == id).map_or("N/A", |d| &d.name)
 }
 

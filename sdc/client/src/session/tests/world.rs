@@ -178,6 +178,7 @@ pub(super) fn mapping(generation: u64, revoked: bool, access: AccessMode) -> Map
         sdc: SdcId(9),
         access,
         limits: Limits::default(),
+        mapped: AttachGeneration(1),
         generation: AttachGeneration(generation),
         opened_by: 1,
         fence_revision: Revision(1),
@@ -225,7 +226,7 @@ fn first_map() -> ClusterMap {
 impl World {
     pub fn new(seed: u64, faults: Faults, policy: Policy) -> Self {
         let map = first_map();
-        let identity = Identity { volume: VolumeId(7), sdc: SdcId(9), generation: AttachGeneration(3), lane: 4 };
+        let identity = Identity { volume: VolumeId(7), sdc: SdcId(9), generation: AttachGeneration(3), lane: 4, first_tag: 0 };
         Self {
             session: Session::new(identity, policy, &map).unwrap(),
             map,

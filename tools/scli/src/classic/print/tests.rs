@@ -93,6 +93,7 @@ fn view() -> SystemView {
         sdc: sdc.id,
         access: AccessMode::ReadWrite,
         limits: Limits::default(),
+        mapped: AttachGeneration(1),
         generation: AttachGeneration(1),
         opened_by: 0,
         fence_revision: Revision(0),
