@@ -1,0 +1,134 @@
+//! What people see: the records, and how everything does.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mdm_api::command::{ClusterView, DeviceView, MdmView, SdcView, StoragePoolView, SystemView};
+use mdm_api::ids::{DeviceId, MdmId, SdcId, SdsId, StoragePoolId};
+use mdm_api::model::{DeviceState, StoragePool, User};
+
+use crate::observed::Observed;
+use crate::state::{PgRecord, State};
+
+/// How a group does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PgHealth {
+    /// All copies in sync, on devices that are there and to stay.
+    Healthy,
+    /// Serves, with fewer copies than it should have, or with one on a device that is away or on its way out.
+    Degraded,
+    /// Nobody serves it.
+    Dark,
+}
+
+/// How a group does.
+pub fn pg_health(state: &State, record: &PgRecord) -> PgHealth {
+    let copies = state.storage_pools().get(&record.config.pg.pool).map_or(0, |pool| usize::from(pool.copies));
+    let good = record.config.isr.iter().filter(|device| state.is_fit(**device) && state.is_staying(**device)).count();
+    match record.config.primary {
+        None => PgHealth::Dark,
+        Some(_) if good < copies => PgHealth::Degraded,
+        Some(_) => PgHealth::Healthy,
+    }
+}
+
+/// The group of the metadata manager as one member sees it; `None` before there is a system.
+pub fn cluster_view(
+    state: &State,
+    answered_by: MdmId,
+    leader: Option<MdmId>,
+    connected: &BTreeSet<MdmId>,
+) -> Option<ClusterView> {
+    let system = &state.system()?.system;
+    let member = |mdm: &mdm_api::model::Mdm| MdmView {
+        connected: mdm.id == answered_by || connected.contains(&mdm.id),
+        mdm: mdm.clone(),
+    };
+    let members = state.mdms().values().map(member).collect();
+    Some(ClusterView { system: system.id, name: system.name.clone(), members, leader, answered_by })
+}
+
+/// Everything. `sdcs`: the clients that are connected.
+pub fn system_view(
+    state: &State,
+    observed: &Observed,
+    cluster: ClusterView,
+    sdcs: &BTreeSet<SdcId>,
+) -> Option<SystemView> {
+    let used = used_bytes(state, observed);
+    let sdc = |sdc: &mdm_api::model::Sdc| SdcView { connected: sdcs.contains(&sdc.id), sdc: sdc.clone() };
+    let device = |device: &mdm_api::model::Device| DeviceView {
+        used_bytes: used.get(&device.id).copied().unwrap_or(0),
+        device: device.clone(),
+    };
+    Some(SystemView {
+        system: state.system()?.system.clone(),
+        revision: state.revision(),
+        protection_domains: state.protection_domains().values().cloned().collect(),
+        fault_sets: state.fault_sets().values().cloned().collect(),
+        storage_pools: state.storage_pools().values().map(|pool| pool_view(state, observed, &used, pool)).collect(),
+        sds: state.sds().values().cloned().collect(),
+        devices: state.devices().values().map(device).collect(),
+        sdcs: state.sdcs().values().map(sdc).collect(),
+        volumes: state.volumes().values().cloned().collect(),
+        mappings: state.mappings().values().cloned().collect(),
+        cluster,
+    })
+}
+
+/// Accounts, without their passwords.
+pub fn users(state: &State) -> Vec<User> {
+    state.users().map(|record| record.user.clone()).collect()
+}
+
+fn used_bytes(state: &State, observed: &Observed) -> BTreeMap<DeviceId, u64> {
+    let reports = observed.all_heard().flat_map(|(sds, heard)| heard.heartbeat.devices.iter().map(move |r| (sds, r)));
+    let own = reports.filter(|(sds, report)| state.sds_of(report.device).is_some_and(|owner| owner.id == **sds));
+    own.map(|(_, report)| (report.device, report.used_bytes)).collect()
+}
+
+fn pool_view(
+    state: &State,
+    observed: &Observed,
+    used: &BTreeMap<DeviceId, u64>,
+    pool: &StoragePool,
+) -> StoragePoolView {
+    let mut counts = (0, 0, 0);
+    for record in state.pgs_of(pool.id) {
+        match pg_health(state, record) {
+            PgHealth::Healthy => counts.0 += 1,
+            PgHealth::Degraded => counts.1 += 1,
+            PgHealth::Dark => counts.2 += 1,
+        }
+    }
+    let devices = || {
+        let own = state.devices().values().filter(|device| device.pool == pool.id);
+        own.filter(|device| matches!(device.state, DeviceState::Normal | DeviceState::Removing))
+    };
+    let (chunks_left, rate) = rebuild(state, observed, pool.id);
+    StoragePoolView {
+        pool: pool.clone(),
+        capacity_bytes: devices().map(|device| device.size_bytes).sum(),
+        used_bytes: devices().filter_map(|device| used.get(&device.id)).sum(),
+        healthy_pgs: counts.0,
+        degraded_pgs: counts.1,
+        dark_pgs: counts.2,
+        rebuild_chunks_left: chunks_left,
+        rebuild_remaining_s: (chunks_left > 0 && rate > 0).then(|| chunks_left.saturating_mul(1000).div_ceil(rate)),
+    }
+}
+
+/// Chunk copies still to be made in a pool, and how many are made in a thousand seconds by the servers that make them.
+fn rebuild(state: &State, observed: &Observed, pool: StoragePoolId) -> (u64, u64) {
+    let mut left = 0_u64;
+    let mut servers: BTreeSet<SdsId> = BTreeSet::new();
+    for (sds, heard) in observed.all_heard() {
+        for report in heard.heartbeat.resync.iter().filter(|report| report.pg.pool == pool) {
+            let leads = state.pg(report.pg).and_then(|config| config.primary).and_then(|p| state.sds_of(p));
+            if leads.is_some_and(|leader| leader.id == *sds) {
+                left += report.chunks_total.saturating_sub(report.chunks_done);
+                servers.insert(*sds);
+            }
+        }
+    }
+    (left, servers.iter().map(|sds| observed.chunks_per_1000_s(*sds)).sum())
+}
