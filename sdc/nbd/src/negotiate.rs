@@ -51,11 +51,7 @@ pub enum HandshakeError {
 /// What an export offers, as transmission flags.
 pub fn transmission_flags<E: Export>(export: &E, headers: Headers) -> u16 {
     let mut offered = flags::HAS_FLAGS | flags::FLUSH | flags::FUA | flags::CAN_MULTI_CONN | flags::CACHE;
-    offered |= if export.read_only() {
-        flags::READ_ONLY
-    } else {
-        flags::TRIM | flags::WRITE_ZEROES | flags::FAST_ZERO
-    };
+    offered |= if export.read_only() { flags::READ_ONLY } else { flags::TRIM | flags::WRITE_ZEROES | flags::FAST_ZERO };
     if headers >= Headers::Structured {
         offered |= flags::DF;
     }

@@ -35,9 +35,9 @@ async fn nbdinfo_lists_describes_and_maps_exports() {
         "\"can_fast_zero\": true",
         "\"can_cache\": true",
         "\"can_df\": true",
-        "\"block_minimum\": 1",
-        "\"block_preferred\": 4096",
-        "\"block_maximum\": 33554432",
+        "\"block_size_minimum\": 1",
+        "\"block_size_preferred\": 4096",
+        "\"block_size_maximum\": 33554432",
     ] {
         assert!(json.contains(line), "{line} in {json}");
     }
@@ -194,8 +194,18 @@ async fn fio_verifies_what_it_wrote_at_depth_32() {
     let rig = rig();
     let uri = format!("--uri={}", rig.uri("disk"));
     let arguments = [
-        "--name=verify", "--ioengine=nbd", &uri, "--rw=randwrite", "--bsrange=4k-1m", "--iodepth=32", "--size=64m",
-        "--verify=crc32c", "--verify_fatal=1", "--io_size=128m", "--randrepeat=0", "--output-format=terse",
+        "--name=verify",
+        "--ioengine=nbd",
+        &uri,
+        "--rw=randwrite",
+        "--bsrange=4k-1m",
+        "--iodepth=32",
+        "--size=64m",
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        "--io_size=128m",
+        "--randrepeat=0",
+        "--output-format=terse",
     ];
     succeed("fio", &arguments).await;
 }

@@ -222,7 +222,10 @@ fn remove_file(file: &Path) -> Result<(), AttachError> {
 }
 
 /// Cleans what a crash left without a record.
-pub(super) fn sweep(run_dir: &Path, records: &Records) -> Result<Vec<Result<String, (String, AttachError)>>, AttachError> {
+pub(super) fn sweep(
+    run_dir: &Path,
+    records: &Records,
+) -> Result<Vec<Result<String, (String, AttachError)>>, AttachError> {
     let directory = directory(run_dir);
     let known: Vec<PathBuf> = records.all()?.into_iter().flatten().map(|record| record.file).collect();
     let mut outcomes = Vec::new();

@@ -107,7 +107,11 @@ pub(super) fn clear(device: &File) -> io::Result<()> {
 pub(super) fn take_size(index: u32) -> io::Result<()> {
     let device = open(index, false)?;
     // SAFETY: takes no argument.
-    if unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_CAPACITY) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_CAPACITY) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 pub(super) fn open(index: u32, write: bool) -> io::Result<File> {

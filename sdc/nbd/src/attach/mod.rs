@@ -372,7 +372,11 @@ impl Inner {
                 }
             };
             let name = record.volume.name.clone();
-            let taken_over = if self.alive(&record) { self.take_over(&record).map(Some) } else { self.clean(&record).map(|()| None) };
+            let taken_over = if self.alive(&record) {
+                self.take_over(&record).map(Some)
+            } else {
+                self.clean(&record).map(|()| None)
+            };
             match taken_over {
                 Ok(Some(attached)) => adopted.attached.push(attached),
                 Ok(None) => adopted.cleaned.push(format!("{name} at {}", record.device.display())),

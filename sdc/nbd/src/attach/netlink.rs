@@ -257,9 +257,9 @@ fn descriptors(sockets: &[UnixStream]) -> Vec<u32> {
 
 fn socket_list(message: Message, descriptors: &[u32]) -> Message {
     message.nest(attribute::SOCKETS, |list| {
-        descriptors.iter().fold(list, |list, descriptor| {
-            list.nest(attribute::ITEM, |item| item.u32(attribute::ITEM, *descriptor))
-        })
+        descriptors
+            .iter()
+            .fold(list, |list, descriptor| list.nest(attribute::ITEM, |item| item.u32(attribute::ITEM, *descriptor)))
     })
 }
 

@@ -67,7 +67,8 @@ fn has_open(process: &Path, number: u64) -> bool {
     files.flatten().any(|file| {
         // Only paths under /dev are followed: others may lead to file systems that hang.
         fs::read_link(file.path()).is_ok_and(|target| target.starts_with("/dev/"))
-            && fs::metadata(file.path()).is_ok_and(|found| found.file_type().is_block_device() && found.rdev() == number)
+            && fs::metadata(file.path())
+                .is_ok_and(|found| found.file_type().is_block_device() && found.rdev() == number)
     })
 }
 
@@ -86,7 +87,8 @@ mod tests {
 
     #[test]
     fn mount_points_are_found_by_device_number() {
-        let text = "36 35 98:0 / /mnt2 rw master:1 - ext3 /dev/root rw\n37 35 7:1 / /mnt/a\\040b rw - ext4 /dev/loop1 rw\n";
+        let text =
+            "36 35 98:0 / /mnt2 rw master:1 - ext3 /dev/root rw\n37 35 7:1 / /mnt/a\\040b rw - ext4 /dev/loop1 rw\n";
         assert_eq!(mounts_of(text, "7:1").collect::<Vec<_>>(), ["/mnt/a\\040b"]);
         assert_eq!(mounts_of(text, "7:11").count(), 0);
     }

@@ -29,13 +29,26 @@ const OPEN_PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
 /// What the kernel asks.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Ask<'a> {
-    Init { minor: u32, flags: u32 },
+    Init {
+        minor: u32,
+        flags: u32,
+    },
     GetAttributes,
     Open,
-    Read { offset: u64, size: u32 },
-    Write { offset: u64, data: &'a [u8] },
+    Read {
+        offset: u64,
+        size: u32,
+    },
+    Write {
+        offset: u64,
+        data: &'a [u8],
+    },
     Sync,
-    Punch { offset: u64, length: u64, keep_allocated: bool },
+    Punch {
+        offset: u64,
+        length: u64,
+        keep_allocated: bool,
+    },
     StatFs,
     /// Answered with success, nothing to do.
     Nothing,

@@ -26,6 +26,7 @@ use std::path::PathBuf;
 use std::process::{Command as Process, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -64,7 +65,9 @@ struct Target {
 pub fn main(arguments: impl Iterator<Item = OsString>) -> io::Result<()> {
     let arguments: Vec<OsString> = arguments.collect();
     let [socket, export, threads] = arguments.as_slice() else {
-        return Err(io::Error::other("usage: sdc-hold SOCKET EXPORT THREADS, with a mounted /dev/fuse as standard input"));
+        return Err(io::Error::other(
+            "usage: sdc-hold SOCKET EXPORT THREADS, with a mounted /dev/fuse as standard input",
+        ));
     };
     let bad = |what: &str| io::Error::other(format!("sdc-hold: {what}"));
     let export = export.to_str().ok_or_else(|| bad("the export's name is not UTF-8"))?.to_owned();
@@ -100,13 +103,21 @@ fn shield() {
             eprintln!("sdc-hold: {what}: {}", io::Error::last_os_error());
         }
     };
+    // SAFETY: closes descriptors that nobody here has opened: whatever the daemon's parent left open.
+    complain(
+        "cannot close inherited files",
+        unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) } != 0,
+    );
     for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
         // SAFETY: ignoring a signal runs no code of ours.
         let before = unsafe { libc::signal(signal, libc::SIG_IGN) };
         complain("cannot ignore a signal", before == libc::SIG_ERR);
     }
     // SAFETY: takes flags and no pointers.
-    complain("cannot lock memory", unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) } != 0);
+    complain(
+        "cannot lock memory",
+        unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) } != 0,
+    );
     // SAFETY: takes numbers and no pointers. Memory reclaim on our behalf must not wait for I/O that we carry.
     let flusher = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
     complain("cannot mark as I/O flusher", flusher != 0);
@@ -117,16 +128,15 @@ fn shield() {
 
 fn run(target: Target, threads: usize) -> io::Result<()> {
     let target = Arc::new(target);
-    let workers: Vec<_> = (0..threads)
-        .map(|_| {
-            let target = Arc::clone(&target);
-            thread::Builder::new().stack_size(256 << 10).spawn(move || work(&target))
-        })
-        .collect::<io::Result<_>>()?;
-    for worker in workers {
-        worker.join().map_err(|_| io::Error::other("sdc-hold: a worker panicked"))??;
+    let (ended, endings) = mpsc::sync_channel(threads);
+    for _ in 0..threads {
+        let (target, ended) = (Arc::clone(&target), ended.clone());
+        thread::Builder::new().stack_size(256 << 10).spawn(move || ended.send(work(&target)))?;
     }
-    Ok(())
+    drop(ended);
+    // The first worker to end saw the unmount. The others may still be trying to reach a server on behalf of requests
+    // that the kernel has given up; they end with the process.
+    endings.recv().map_err(|_| io::Error::other("sdc-hold: the workers panicked"))?
 }
 
 /// Serves requests until the file is unmounted.
@@ -193,10 +203,12 @@ fn send(device: BorrowedFd<'_>, unique: u64, outcome: Result<&[u8], i32>) -> io:
         Err(error) => {
             // The kernel did not like the answer; its request must not hang for that.
             eprintln!("sdc-hold: the kernel refused an answer: {error}");
-            rustix::io::write(device, &fuse::reply_header(unique, libc::EIO, 0)).map(|_| ()).or_else(|error| match error {
-                Errno::NOENT | Errno::NODEV => Ok(()),
-                error => Err(error.into()),
-            })
+            rustix::io::write(device, &fuse::reply_header(unique, libc::EIO, 0)).map(|_| ()).or_else(
+                |error| match error {
+                    Errno::NOENT | Errno::NODEV => Ok(()),
+                    error => Err(error.into()),
+                },
+            )
         }
     }
 }
@@ -219,7 +231,10 @@ impl Link<'_> {
                     thread::sleep(RETRY);
                 }
                 Err(ClientError::Request(error)) => {
-                    return Err(i32::try_from(error).ok().filter(|error| (1..4096).contains(error)).unwrap_or(libc::EIO));
+                    return Err(i32::try_from(error)
+                        .ok()
+                        .filter(|error| (1..4096).contains(error))
+                        .unwrap_or(libc::EIO));
                 }
                 Err(_) => self.client = None,
             }

@@ -12,7 +12,8 @@ pub(super) struct Context {
     pub(super) read_only: bool,
 }
 
-/// Bytes of payload that follow the request header, whatever becomes of the request.
+/// Bytes of payload that follow the request header, whatever becomes of the request. An extended WRITE should say that
+/// its length counts payload; qemu (10.0) does not, and there is no other way to understand it.
 pub(super) fn payload_bytes(request: &Request, headers: Headers) -> u64 {
     let counted = headers == Headers::Extended && request.flags & command_flags::PAYLOAD_LEN != 0;
     if request.kind == Command::Write as u16 || counted { request.length } else { 0 }
@@ -22,10 +23,6 @@ pub(super) fn payload_bytes(request: &Request, headers: Headers) -> u64 {
 pub(super) fn check(request: &Request, context: Context) -> Result<Command, u32> {
     let command = Command::from_wire(request.kind).ok_or(errno::INVAL)?;
     if request.flags & !allowed_flags(command, context.headers) != 0 {
-        return Err(errno::INVAL);
-    }
-    let counted = request.flags & command_flags::PAYLOAD_LEN != 0;
-    if context.headers == Headers::Extended && command == Command::Write && !counted {
         return Err(errno::INVAL);
     }
     if matches!(command, Command::Disconnect | Command::Flush) {
@@ -67,7 +64,13 @@ mod tests {
 
     const SIZE: u64 = 100 << 20;
 
-    fn verdict(kind: u16, flags: u16, offset: u64, length: u64, change: impl FnOnce(&mut Context)) -> Result<Command, u32> {
+    fn verdict(
+        kind: u16,
+        flags: u16,
+        offset: u64,
+        length: u64,
+        change: impl FnOnce(&mut Context),
+    ) -> Result<Command, u32> {
         let mut context =
             Context { headers: Headers::Structured, allocation: true, size_bytes: SIZE, read_only: false };
         change(&mut context);
@@ -118,7 +121,7 @@ mod tests {
     #[test]
     fn extended_writes_count_their_payload() {
         let extended = |context: &mut Context| context.headers = Headers::Extended;
-        assert_eq!(verdict(1, 0, 0, 1, extended), Err(errno::INVAL));
+        assert!(verdict(1, 0, 0, 1, extended).is_ok(), "qemu leaves the flag out");
         assert!(verdict(1, command_flags::PAYLOAD_LEN, 0, 1, extended).is_ok());
         let stray = Request { flags: command_flags::PAYLOAD_LEN, kind: 99, cookie: 0, offset: 0, length: 77 };
         assert_eq!(payload_bytes(&stray, Headers::Extended), 77, "unknown commands are read away too");

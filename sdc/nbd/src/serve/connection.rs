@@ -167,6 +167,7 @@ impl<E: Export, W: AsyncWrite + Unpin + Send + 'static> Connection<E, W> {
         if payload > MAX_DISCARDED_PAYLOAD {
             return Err(ConnectionError::Garbage(format!("a payload of {payload} bytes")));
         }
+        tracing::debug!(?request, error, "refused");
         self.in_time(source.discard(payload)).await?;
         let mut reply = Reply::default();
         reply.head(|out| error_reply(out, self.headers, request, error));

@@ -204,7 +204,9 @@ pub fn have(tools: &[&str]) -> bool {
 /// Runs a program to its end, away from the runtime's threads.
 pub async fn run(program: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new(program);
-    command.args(arguments);
+    // Debian's tools want Debian's interpreters.
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.args(arguments).env("PATH", format!("/usr/bin:/bin:{path}"));
     tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap()
 }
 
