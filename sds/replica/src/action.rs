@@ -96,7 +96,8 @@ pub enum StoreRequest {
         /// Which.
         layers: Vec<LayerKey>,
     },
-    /// Write a good copy of one block in place of a bad one, without a change of version; done when readable.
+    /// Write a good copy of one block in place of a bad one, without a change of version; done when readable. It takes
+    /// effect before whatever is requested after it.
     Repair {
         /// The group.
         pg: PgId,

@@ -10,9 +10,9 @@
 //! shares of space ([`Credits::set_share`]).
 //!
 //! ```text
-//! Replica::new(identity: Identity, recovered: Option<Recovered>) -> Replica
+//! Replica::new(identity: Identity, recovered: Option<Recovered>, context: &mut Context) -> Replica
 //! replica.step(now: Nanos, event: Event, context: &mut Context, out: &mut Vec<Action>)
-//! replica.deadline() -> Nanos            // NEVER if nothing is due
+//! replica.deadline(&context) -> Nanos    // NEVER if nothing waits for time
 //! replica.status() -> Status
 //! replica.close(context: &mut Context)   // before it is dropped: gives back what it holds of shared budgets
 //! ```
@@ -21,15 +21,32 @@
 //! leads from appointment to service; `isr` says who must acknowledge; `resync` feeds learners.
 
 mod action;
+mod activate;
 mod credits;
+mod deadline;
+mod dedup;
 mod event;
+mod fence;
+mod isr;
+mod leader;
 mod lease;
+pub mod limits;
+mod log;
+mod overlap;
+mod primary;
+mod repair;
+mod replica;
+mod resync;
 mod role;
+mod secondary;
+mod state;
+mod write;
 
 pub use action::{Action, ResyncProgress, Status, StoreRequest};
 pub use credits::{Cover, Credits, cost};
 pub use event::{ClientRef, Event, Identity, MemberHome, Recovered, StoreDone, StoreError, Token, Verdict};
 pub use lease::Leases;
+pub use replica::Replica;
 pub use role::{ActivationStep, Role};
 
 /// What all replicas of one server share.

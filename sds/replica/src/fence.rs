@@ -1,0 +1,104 @@
+//! Fences and planned moves: what must stop, and when it has stopped (I17, F26).
+
+use mdm_api::epoch::{AttachGeneration, Seq};
+use mdm_api::ids::{SdcId, VolumeId};
+use sds_api::client::ClientError;
+use sds_api::peer::PeerBody;
+
+use crate::action::Action;
+use crate::leader::Moving;
+use crate::limits::FENCES_MAX;
+use crate::primary::Work;
+use crate::replica::{Cx, Replica};
+use crate::role::Role;
+
+/// A fence that waits for writes in flight.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PendingFence {
+    pub(crate) fence: u64,
+    /// Everything that was ordered before the fence.
+    through: Seq,
+}
+
+impl Replica {
+    pub(crate) fn on_fence(
+        &mut self,
+        cx: &mut Cx<'_>,
+        fence: u64,
+        volume: VolumeId,
+        sdc: SdcId,
+        below: AttachGeneration,
+    ) {
+        let last = self.log.last().seq;
+        self.sessions.fence(volume, sdc, below);
+        let Some(leader) = self.leader.as_ref() else {
+            // Nothing of anybody's is accepted here.
+            cx.out.push(Action::Fenced { fence, term: None });
+            return;
+        };
+        let fenced = |work: &Work| match work {
+            Work::Change(change) => {
+                let identity = &change.identity;
+                identity.volume == volume && identity.sdc == sdc && identity.session < below
+            }
+            Work::Read | Work::Status => false,
+        };
+        let refused: Vec<u64> =
+            leader.requests.iter().filter(|(_, request)| fenced(&request.work)).map(|(id, _)| *id).collect();
+        for id in refused {
+            self.finish_request(cx, id, &Err(ClientError::Fenced));
+        }
+        let leader = self.lead();
+        if leader.fences.len() < FENCES_MAX {
+            // Those that are ordered are not told apart: waiting for all of them is soon over.
+            leader.fences.push(PendingFence { fence, through: last });
+        } else {
+            cx.out.push(Action::Fenced { fence, term: None });
+        }
+    }
+
+    /// Fences whose writes are all committed. While activating, the tail of earlier terms may hold some too.
+    pub(crate) fn settle_fences(&mut self, cx: &mut Cx<'_>) {
+        if self.role != Role::Primary {
+            return;
+        }
+        let committed = self.log.committed();
+        let leader = self.lead();
+        let term = leader.term;
+        let done = |fence: &PendingFence| fence.through <= committed;
+        cx.out.extend(
+            leader
+                .fences
+                .iter()
+                .filter(|fence| done(fence))
+                .map(|fence| Action::Fenced { fence: fence.fence, term: Some(term) }),
+        );
+        leader.fences.retain(|fence| !done(fence));
+    }
+
+    pub(crate) fn on_release(&mut self, cx: &mut Cx<'_>) {
+        if self.role != Role::Primary || self.lead().moving != Moving::No {
+            return;
+        }
+        self.lead().moving = Moving::Draining;
+        // Admitted writes that are not ordered and reads in progress: the next primary takes them over.
+        let waiting: Vec<u64> = self.lead().requests.keys().copied().collect();
+        for id in waiting {
+            self.finish_request(cx, id, &Err(ClientError::Retry));
+        }
+    }
+
+    /// Once everything ordered is committed, the leases are given back, for good under this term.
+    pub(crate) fn settle_move(&mut self, cx: &mut Cx<'_>) {
+        if self.lead().moving != Moving::Draining || self.log.committed() != self.log.last().seq {
+            return;
+        }
+        self.lead().moving = Moving::Released;
+        let term = self.lead().term;
+        let members: Vec<_> = self.lead().members.keys().copied().collect();
+        for device in members {
+            self.send(cx, device, term, PeerBody::Release);
+        }
+        cx.out.push(Action::Released { term });
+    }
+}
