@@ -18,7 +18,7 @@ use crate::route::{newest, route};
 use crate::split::first_part;
 
 /// Bits of a tag below the lane.
-const LANE_SHIFT: u32 = 48;
+pub(super) const LANE_SHIFT: u32 = 48;
 
 impl Session {
     /// Cuts the next pieces of an I/O, as many as may be under way.

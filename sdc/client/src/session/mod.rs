@@ -55,6 +55,9 @@ pub struct Identity {
     pub generation: AttachGeneration,
     /// The upper 16 bits of all its tags: tells the sessions that share a connection apart.
     pub lane: u16,
+    /// Tags count on from here: whoever gives a lane out again starts above the last session's
+    /// [`Session::last_tag`], so that no answer to that one is taken for one to this.
+    pub first_tag: u64,
 }
 
 /// What happens to a session.
@@ -185,7 +188,7 @@ impl Session {
             flushes: VecDeque::new(),
             pieces: Slab::default(),
             sent: BTreeMap::new(),
-            last_tag: 0,
+            last_tag: identity.first_tag,
             groups: BTreeMap::new(),
             paths: BTreeMap::new(),
             waiting: BTreeSet::new(),
@@ -253,6 +256,16 @@ impl Session {
     /// Counters.
     pub fn stats(&self) -> Stats {
         self.stats
+    }
+
+    /// The lane of the session that gave out this tag.
+    pub fn lane_of(tag: u64) -> u16 {
+        (tag >> dispatch::LANE_SHIFT) as u16
+    }
+
+    /// The last tag that was used, without the lane.
+    pub fn last_tag(&self) -> u64 {
+        self.last_tag
     }
 
     /// I/Os that are not settled.

@@ -25,6 +25,11 @@ const QUIET: Faults = Faults {
     refuse_open: 0,
 };
 
+/// How many seeds a test tries; fewer where the compiler does not optimise.
+const fn seeds(optimised: u64) -> u64 {
+    if cfg!(debug_assertions) { optimised / 10 } else { optimised }
+}
+
 fn quiet() -> World {
     World::new(1, QUIET, Policy::default())
 }
@@ -72,7 +77,7 @@ fn storm(seed: u64, faults: Faults, cancels: bool) -> World {
 
 #[test]
 fn through_all_faults_every_io_is_answered_once_and_in_order() {
-    for seed in 0..1500 {
+    for seed in 0..seeds(3000) {
         let world = storm(seed, Faults::ALL, false);
         assert_eq!(world.results.len(), 150, "seed {seed}");
         assert_eq!(world.released.len(), 150, "seed {seed}");
@@ -83,7 +88,7 @@ fn through_all_faults_every_io_is_answered_once_and_in_order() {
 
 #[test]
 fn cancelled_ios_leave_no_trace_behind() {
-    for seed in 0..500 {
+    for seed in 0..seeds(1000) {
         let world = storm(seed, Faults::ALL, true);
         assert_eq!(world.released.len(), 150, "seed {seed}");
         assert!(world.session.pieces.iter().next().is_none() && world.session.sent.is_empty(), "seed {seed}");
@@ -107,7 +112,7 @@ fn a_connection_that_falls_silent_is_replaced() {
 
 #[test]
 fn retry_after_lost_ack_writes_once() {
-    for seed in 0..200 {
+    for seed in 0..seeds(200) {
         let mut world = World::new(seed, Faults { drop_connection: 6, duplicate: 30, ..QUIET }, Policy::default());
         for index in 0..20 {
             world.write(index * 8 * CELL, 8 * CELL);
@@ -137,7 +142,7 @@ fn a_request_goes_to_the_new_primary_as_soon_as_the_map_says_so() {
 
 #[test]
 fn a_stale_map_is_corrected_by_the_old_primary() {
-    for seed in 0..50 {
+    for seed in 0..seeds(50) {
         let mut world = World::new(seed, QUIET, Policy::default());
         let pg = world.session.geometry.pg(0).index;
         world.fail_over(pg, 3_600_000); // the map comes an hour late
@@ -150,7 +155,7 @@ fn a_stale_map_is_corrected_by_the_old_primary() {
 
 #[test]
 fn a_read_sees_every_write_that_was_answered_before() {
-    for seed in 0..300 {
+    for seed in 0..seeds(300) {
         let mut world = World::new(seed, Faults::ALL, Policy::default());
         for round in 0..10 {
             let id = world.write(CHUNK - 4 * CELL, 8 * CELL);
@@ -165,7 +170,7 @@ fn a_read_sees_every_write_that_was_answered_before() {
 
 #[test]
 fn a_flush_completes_after_every_earlier_change_and_before_none() {
-    for seed in 0..100 {
+    for seed in 0..seeds(100) {
         let mut world = World::new(seed, Faults { retry: 50, ..QUIET }, Policy::default());
         let before: Vec<IoId> = (0..20).map(|index| world.write(index * CELL, CELL)).collect();
         let flush = world.submit(IoRequest::Flush);
@@ -184,7 +189,7 @@ fn a_flush_completes_after_every_earlier_change_and_before_none() {
 
 #[test]
 fn a_snapshot_drains_the_old_sequence_before_the_new_one_starts() {
-    for seed in 0..300 {
+    for seed in 0..seeds(300) {
         // The world asserts I18 at every send.
         let faults = Faults { snapshot: 10, drop_connection: 5, duplicate: 10, retry: 10, ..QUIET };
         let mut world = World::new(seed, faults, Policy::default());

@@ -226,7 +226,8 @@ fn first_map() -> ClusterMap {
 impl World {
     pub fn new(seed: u64, faults: Faults, policy: Policy) -> Self {
         let map = first_map();
-        let identity = Identity { volume: VolumeId(7), sdc: SdcId(9), generation: AttachGeneration(3), lane: 4, first_tag: 0 };
+        let identity =
+            Identity { volume: VolumeId(7), sdc: SdcId(9), generation: AttachGeneration(3), lane: 4, first_tag: 0 };
         Self {
             session: Session::new(identity, policy, &map).unwrap(),
             map,
