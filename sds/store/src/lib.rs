@@ -1,7 +1,43 @@
 //! The crash-consistent store of one device: a pure planner over disk operations.
+//!
+//! It is told what happens ([`request::Event`]) and says what is to be done ([`request::Output`]); an engine of `sds-disk`, or
+//! a simulator, carries out. It owns the layout of the device, the journal, the chunk records and all space, and knows nothing
+//! of networks, terms in force, or clocks.
+//!
+//! The life of a small write: `append` puts the entry into the frame being filled; the frame is cut when fewer than four are in
+//! flight, and its write is one vectored operation of header and payload. When it and all frames before are durable the request
+//! is done. `Commit` makes the entry visible; a commit mark travels in a later frame; then `apply` writes the folded content
+//! of the layer home, and a `checkpoint` makes that durable, notes it in the metadata pages and moves the journal's tail.
+//!
+//! The life of a copied chunk: `install` writes the data to fresh units, then one record in the journal claims them.
+//!
+//! Where to look: [`layout`] for places, [`superblock`], [`journal`] for frames and their recovery table, [`meta`] for pages
+//! and their directory, [`open`] and [`format`] for beginnings, [`limits`] for bounds. `docs/store-format.md` has the bytes.
+//!
+//! Memory: about 1.4 KiB for each chunk layer with data (all its checksums are resident: 1.4 GiB per TiB), 24 bytes for each
+//! frame in the ring, and the payload of entries not yet applied up to a cap.
+
 #![forbid(unsafe_code)]
+
+mod alloc;
+mod append;
+mod apply;
 pub mod blockmap;
+mod checkpoint;
+mod control;
 pub mod error;
+pub mod format;
+mod install;
 pub mod io;
+pub mod journal;
+mod layer;
+pub mod layout;
 pub mod limits;
+pub mod meta;
+pub mod open;
+mod pg;
+mod read;
+mod replay;
 pub mod request;
+pub mod store;
+pub mod superblock;

@@ -38,6 +38,8 @@ pub const PAYLOAD_CACHE_BYTES: usize = 64 << 20;
 pub const APPLY_JOBS_MAX: usize = 16;
 /// Layers being applied at once when the device is otherwise idle.
 pub const APPLY_JOBS_IDLE: usize = 4;
+/// Layers that one `RemoveLayers` names: its record fits a frame header with ease.
+pub const REMOVE_LAYERS_MAX: usize = 2048;
 /// Metadata pages that may be dirty before a checkpoint is due: their images are in memory while it runs.
 pub const DIRTY_PAGES_MAX: usize = 4096;
 /// Milliseconds without an append after which the device counts as idle.

@@ -1,0 +1,455 @@
+//! Changes that are not entries: voids, removals, mends, forgotten groups, dropped trees; and what is carried forward so
+//! that the tail can follow the head.
+//!
+//! A control takes effect in memory only once its record is durable, in the order of the journal, and not while a layer that
+//! it touches is being applied.
+
+use bytes::Bytes;
+use mdm_api::epoch::{Seq, SnapSeq};
+use mdm_api::ids::{PgId, VtreeId};
+use sds_api::block::{BLOCK_BYTES, CHUNK_BLOCKS, ChunkId, LayerKey};
+use sds_api::checksum::crc32c;
+use sds_api::entry::{Entry, EntryBody};
+
+use crate::append::{Accepted, effect, record_bytes_max};
+use crate::error::StoreError;
+use crate::journal::record::{Record, encode_entry};
+use crate::journal::{Journal, Purpose};
+use crate::layer::{Mend, units_of};
+use crate::limits::REMOVE_LAYERS_MAX;
+use crate::meta::page::ChunkRecord;
+use crate::request::{Answer, Output, Token};
+use crate::store::{Item, Store};
+
+/// A change that waits to be durable, then to be carried out.
+pub(crate) enum Control {
+    /// Layers go, with the entries up to `through`.
+    Remove { token: Token, pg: PgId, through: Seq, layers: Vec<LayerKey> },
+    /// A group goes.
+    Forget { token: Token, pg: PgId },
+    /// A tree goes, by the committed entry `seq`.
+    DropVtree { pg: PgId, vtree: VtreeId, seq: Seq },
+    /// A copy claims its units.
+    Install { id: u64, layer: LayerKey },
+    /// A block is to be rewritten.
+    Mend { token: Token, layer: LayerKey, block: u16, checksum: u32, data: Bytes },
+}
+
+impl Control {
+    /// Who waits for it.
+    pub(crate) fn token(&self) -> Option<Token> {
+        match self {
+            Self::Remove { token, .. } | Self::Forget { token, .. } | Self::Mend { token, .. } => Some(*token),
+            Self::DropVtree { .. } | Self::Install { .. } => None,
+        }
+    }
+
+    /// Bytes of payload that it has in its frame.
+    pub(crate) fn payload_bytes(&self) -> u64 {
+        if matches!(self, Self::Mend { .. }) { BLOCK_BYTES as u64 } else { 0 }
+    }
+}
+
+fn tree_range(vtree: VtreeId) -> std::ops::RangeInclusive<LayerKey> {
+    let key = |index, snap| LayerKey { chunk: ChunkId { vtree, index }, snap_seq: SnapSeq(snap) };
+    key(0, 0)..=key(u64::MAX, u64::MAX)
+}
+
+impl Store {
+    pub(crate) fn void(&mut self, token: Token, pg_id: PgId, after: Seq) -> Accepted {
+        self.admit_control(pg_id, 32)?;
+        let pg = self.pgs.entry(pg_id).or_default();
+        let first_gone = pg.log.range(after.next()..).next().map(|(seq, _)| *seq);
+        if after < pg.state_asked || first_gone.is_some_and(|seq| seq <= pg.committed) {
+            return Err(StoreError::Committed);
+        }
+        self.void_in_memory(pg_id, after);
+        let record = Record::Void { pg: pg_id, after };
+        self.journal.add(Bytes::new(), Item::Void, 32, |out| record.encode(out));
+        self.journal.wait(token);
+        // The tail must not pass voided entries while their void can still be lost: they would come back with gaps.
+        self.unsettled += 1;
+        Ok(None)
+    }
+
+    /// Takes the entries beyond `after` out of memory.
+    pub(crate) fn void_in_memory(&mut self, pg_id: PgId, after: Seq) {
+        let Some(pg) = self.pgs.get_mut(&pg_id) else { return };
+        let gone = pg.log.split_off(&after.next());
+        pg.last = pg.last.min(after);
+        pg.ripe = pg.ripe.min(after);
+        pg.drops.retain(|(seq, _)| *seq <= after);
+        for log in gone.into_values() {
+            if let Some(lsn) = log.lsn {
+                self.journal.release(lsn);
+            }
+            self.resident -= log.resident;
+            if let Some((key, ..)) = effect(&log.entry) {
+                if let Some(layer) = self.layers.get_mut(&key) {
+                    layer.pending.retain(|seq| *seq <= after);
+                }
+                self.refresh_reservation(key);
+                self.drop_if_unused(key);
+            }
+        }
+    }
+
+    /// Promises to a layer exactly the units that its pending writes still need.
+    pub(crate) fn refresh_reservation(&mut self, key: LayerKey) {
+        let Some(layer) = self.layers.get_mut(&key) else { return };
+        let Some(pg) = self.pgs.get(&layer.record.pg) else { return };
+        let wanted = layer.pending.iter().filter_map(|seq| effect(&pg.log.get(seq)?.entry));
+        let wanted = wanted.filter(|(.., room)| *room).fold(0, |mask, (_, blocks, _)| mask | units_of(blocks));
+        let wanted = wanted & !layer.units_held();
+        self.units.unreserve(u64::from(layer.reserved.count_ones()));
+        self.units.reserve_replayed(u64::from(wanted.count_ones()));
+        layer.reserved = wanted;
+    }
+
+    fn add_control(&mut self, payload: Bytes, bytes: usize, record: &Record, control: Control) {
+        self.unsettled += 1;
+        self.journal.add(payload, Item::Control(Box::new(control)), bytes, |out| record.encode(out));
+    }
+
+    pub(crate) fn remove_layers(&mut self, token: Token, pg: PgId, layers: Vec<LayerKey>) -> Accepted {
+        if layers.len() > REMOVE_LAYERS_MAX {
+            return Err(StoreError::Malformed);
+        }
+        let bytes = 64 + 24 * layers.len();
+        self.admit_control(pg, bytes)?;
+        let through = self.pgs.get(&pg).map_or(Seq(0), |pg| pg.committed);
+        let record = Record::RemoveLayers { pg, through, layers: layers.clone() };
+        self.add_control(Bytes::new(), bytes, &record, Control::Remove { token, pg, through, layers });
+        Ok(None)
+    }
+
+    pub(crate) fn forget_pg(&mut self, token: Token, pg_id: PgId) -> Accepted {
+        self.admit_control(pg_id, 32)?;
+        self.pgs.entry(pg_id).or_default().forgetting = true;
+        self.commit_dirty.remove(&pg_id);
+        for install in self.installs.values_mut().filter(|install| install.pg == pg_id) {
+            install.cancelled = true;
+        }
+        let record = Record::ForgetPg { pg: pg_id };
+        self.add_control(Bytes::new(), 32, &record, Control::Forget { token, pg: pg_id });
+        Ok(None)
+    }
+
+    pub(crate) fn repair(&mut self, token: Token, layer: LayerKey, block: u16, checksum: u32, data: Bytes) -> Accepted {
+        if block >= CHUNK_BLOCKS || data.len() != BLOCK_BYTES || crc32c(&data) != checksum {
+            return Err(StoreError::Malformed);
+        }
+        let record = &self.layers.get(&layer).ok_or(StoreError::NotFound)?.record;
+        if !record.present.contains(block) || record.checksums[usize::from(block)] != checksum {
+            return Err(StoreError::Changed);
+        }
+        if Journal::<Item>::cost(64, BLOCK_BYTES) > self.journal.room(Purpose::Data) {
+            return Err(StoreError::NoJournalSpace);
+        }
+        let data = sds_api::buf::aligned(data);
+        let record = Record::Repair { layer, block, checksum };
+        let control = Control::Mend { token, layer, block, checksum, data: data.clone() };
+        self.add_control(data, 64, &record, control);
+        Ok(None)
+    }
+
+    pub(crate) fn add_install(&mut self, record: Record, bytes: usize, id: u64, layer: LayerKey) {
+        self.add_control(Bytes::new(), bytes, &record, Control::Install { id, layer });
+    }
+
+    /// Carries out what is durable, in order, as far as no job is in the way.
+    pub(crate) fn run_controls(&mut self, out: &mut Vec<Output>) {
+        while let Some((lsn, control)) = self.controls.pop_front() {
+            if self.is_blocked(&control) {
+                self.controls.push_front((lsn, control));
+                return;
+            }
+            let token = control.token();
+            let result = self.carry_out(lsn, *control, out);
+            self.journal.release(lsn);
+            self.unsettled -= 1;
+            if let Some(token) = token {
+                out.push(Output::Done { token, result });
+            }
+        }
+    }
+
+    fn is_blocked(&self, control: &Control) -> bool {
+        let busy = |key: &LayerKey| self.layers.get(key).is_some_and(|layer| layer.busy);
+        match control {
+            Control::Remove { layers, .. } => layers.iter().any(busy),
+            Control::Forget { pg, .. } => self.pgs.get(pg).is_some_and(|pg| pg.layers.iter().any(busy)),
+            Control::DropVtree { pg, vtree, .. } => {
+                self.pgs.get(pg).is_some_and(|pg| pg.layers.range(tree_range(*vtree)).any(busy))
+            }
+            Control::Install { layer, .. } => busy(layer),
+            Control::Mend { .. } => false,
+        }
+    }
+
+    fn carry_out(&mut self, lsn: u64, control: Control, out: &mut Vec<Output>) -> Result<Answer, StoreError> {
+        match control {
+            Control::Remove { pg, through, layers, .. } => {
+                for key in layers {
+                    self.remove_layer(pg, key, through, lsn);
+                }
+            }
+            Control::Forget { pg, .. } => self.forget_in_memory(pg, lsn),
+            Control::DropVtree { pg, vtree, seq } => self.drop_tree(pg, vtree, seq),
+            Control::Install { id, .. } => self.install_durable(id, lsn, out),
+            Control::Mend { layer, block, checksum, data, .. } => {
+                self.counters.repairs += 1;
+                return self.mend(lsn, layer, block, checksum, data);
+            }
+        }
+        Ok(Answer::Done)
+    }
+
+    /// Removes what a layer has at home and takes its effect from its entries up to `through`.
+    pub(crate) fn remove_layer(&mut self, pg_id: PgId, key: LayerKey, through: Seq, lsn: u64) {
+        let Some(layer) = self.layers.get_mut(&key).filter(|layer| layer.record.pg == pg_id) else { return };
+        let void: Vec<Seq> = layer.pending.iter().copied().take_while(|seq| *seq <= through).collect();
+        layer.pending.drain(..void.len());
+        for mend in std::mem::take(&mut layer.mends) {
+            self.journal.release(mend.lsn);
+        }
+        if layer.recorded {
+            for au in layer.record.units() {
+                self.units.quarantine(au, lsn);
+            }
+            layer.record = ChunkRecord::new(pg_id, key, 0);
+            layer.recorded = false;
+            layer.changes += 1;
+            self.meta.touch(layer.slot);
+        }
+        for seq in void {
+            self.mark_applied(pg_id, seq);
+        }
+        self.refresh_reservation(key);
+        self.drop_if_unused(key);
+    }
+
+    fn drop_tree(&mut self, pg_id: PgId, vtree: VtreeId, seq: Seq) {
+        let Some(pg) = self.pgs.get_mut(&pg_id) else { return };
+        pg.drops.retain(|(drop, _)| *drop != seq);
+        let keys: Vec<LayerKey> = pg.layers.range(tree_range(vtree)).copied().collect();
+        // The units wait for the tail to pass this moment: that is past every record that speaks of them.
+        let lsn = self.journal.head();
+        for key in keys {
+            self.remove_layer(pg_id, key, seq, lsn);
+        }
+        self.mark_applied(pg_id, seq);
+    }
+
+    pub(crate) fn forget_in_memory(&mut self, pg_id: PgId, lsn: u64) {
+        let Some(pg) = self.pgs.get(&pg_id) else { return };
+        for key in pg.layers.iter().copied().collect::<Vec<_>>() {
+            self.remove_layer(pg_id, key, Seq(u64::MAX), lsn);
+        }
+        // Layers stay only for copies on their way in, which come to nothing: they go with the copy.
+        self.forget_log(pg_id);
+    }
+
+    /// Lets go of everything of a group that is not in layers.
+    pub(crate) fn forget_log(&mut self, pg_id: PgId) {
+        let Some(pg) = self.pgs.remove(&pg_id) else { return };
+        for log in pg.log.into_values() {
+            self.resident -= log.resident;
+            if let Some(lsn) = log.lsn {
+                self.journal.release(lsn);
+            }
+        }
+        let promise = pg.promise.as_ref().map(|kept| kept.lsn);
+        let commit = pg.commit_durable.as_ref().map(|kept| kept.lsn);
+        let state = pg.state.as_ref().map(|kept| kept.lsn);
+        for lsn in [promise, commit, state].into_iter().flatten() {
+            self.journal.release(lsn);
+        }
+        self.state_bytes -= pg.state.as_ref().map_or(0, |kept| kept.value.1.len() as u64);
+        self.commit_dirty.remove(&pg_id);
+    }
+
+    /// Notes the block for the next job on the layer, if it is still the same.
+    pub(crate) fn mend(
+        &mut self,
+        lsn: u64,
+        key: LayerKey,
+        block: u16,
+        checksum: u32,
+        data: Bytes,
+    ) -> Result<Answer, StoreError> {
+        let layer = self.layers.get_mut(&key).ok_or(StoreError::Changed)?;
+        if !layer.record.present.contains(block) || layer.record.checksums[usize::from(block)] != checksum {
+            return Err(StoreError::Changed);
+        }
+        self.journal.need(lsn);
+        layer.mends.push(Mend { lsn, block, checksum, data });
+        if !layer.queued {
+            layer.queued = true;
+            self.ripe.push_back(key);
+        }
+        Ok(Answer::Done)
+    }
+
+    /// An entry has had its effect: its data goes; it stays in the log only until the replica's state covers it.
+    pub(crate) fn mark_applied(&mut self, pg_id: PgId, seq: Seq) {
+        let Some(pg) = self.pgs.get_mut(&pg_id) else { return };
+        let covered = seq <= pg.through();
+        let Some(log) = pg.log.get_mut(&seq) else { return };
+        log.applied = true;
+        self.resident -= std::mem::take(&mut log.resident);
+        if let EntryBody::Write { data, .. } = &mut log.entry.body {
+            *data = Bytes::new();
+        }
+        if covered && let Some(lsn) = log.lsn {
+            self.journal.release(lsn);
+            pg.log.remove(&seq);
+        }
+    }
+
+    /// Lets entries go that are applied and covered by a new state.
+    pub(crate) fn shed(&mut self, pg_id: PgId) {
+        let Some(pg) = self.pgs.get_mut(&pg_id) else { return };
+        let covered = pg.log.range(..=pg.through()).filter(|(_, log)| log.applied);
+        for seq in covered.map(|(seq, _)| *seq).collect::<Vec<_>>() {
+            if let Some(lsn) = pg.log.remove(&seq).and_then(|log| log.lsn) {
+                self.journal.release(lsn);
+            }
+        }
+    }
+
+    /// Hands entries that are now committed for certain to the apply queue.
+    pub(crate) fn ripen(&mut self, pg_id: PgId) {
+        let durable = self.journal.durable();
+        let Some(pg) = self.pgs.get_mut(&pg_id).filter(|pg| !pg.forgetting) else { return };
+        let through = pg.committed_durably();
+        let mut effectless = Vec::new();
+        for (seq, log) in pg.log.range(pg.ripe.next()..) {
+            if *seq > through || log.lsn.is_none_or(|lsn| lsn >= durable) {
+                break;
+            }
+            pg.ripe = *seq;
+            match &log.entry.body {
+                _ if log.applied => {}
+                EntryBody::Write { layer: key, .. } | EntryBody::Zero { layer: key, .. } => {
+                    let layer = self.layers.get_mut(key).expect("a pending entry keeps its layer");
+                    if !layer.queued {
+                        layer.queued = true;
+                        self.ripe.push_back(*key);
+                    }
+                }
+                EntryBody::DropVtree { vtree } => {
+                    let lsn = log.lsn.expect("it is durable");
+                    self.journal.need(lsn);
+                    self.unsettled += 1;
+                    let control = Control::DropVtree { pg: pg_id, vtree: *vtree, seq: *seq };
+                    self.controls.push_back((lsn, Box::new(control)));
+                }
+                EntryBody::EpochStart { .. } | EntryBody::Elsewhere { .. } => effectless.push(*seq),
+            }
+        }
+        for seq in effectless {
+            self.mark_applied(pg_id, seq);
+        }
+    }
+
+    /// Writes again at the head what would hold up the tail for ever: promises, states, commit marks, uncommitted entries; and
+    /// asks for states where applied entries do.
+    pub(crate) fn relocate(&mut self, out: &mut Vec<Output>) {
+        let (head, ring) = (self.journal.head(), self.journal.ring_bytes());
+        let squeezed = self.units_are_short() && !self.journal.is_busy() && self.checkpoint.is_none();
+        let regular = head - self.relocated_at >= ring / 16;
+        if !regular && !(squeezed && self.journal.tail() < self.units.quarantined_before()) {
+            return;
+        }
+        if squeezed && !regular && self.relocated_at == head {
+            return;
+        }
+        let half = head.saturating_sub(ring / 2);
+        let quarter = head.saturating_sub(ring / 4);
+        let squeeze = if squeezed { self.units.quarantined_before() } else { 0 };
+        self.carry_forward(half.max(squeeze), half, quarter.max(squeeze), out);
+        self.relocated_at = self.journal.head();
+    }
+
+    fn carry_forward(&mut self, kept_before: u64, entries_before: u64, wanted_before: u64, out: &mut Vec<Output>) {
+        let (mut promises, mut states, mut entries) = (Vec::new(), Vec::new(), Vec::new());
+        for (id, pg) in self.pgs.iter_mut().filter(|(_, pg)| !pg.forgetting) {
+            if let Some(kept) = pg.promise.as_ref().filter(|kept| kept.lsn < kept_before) {
+                promises.push((*id, kept.value));
+            }
+            if let Some(kept) = pg.state.as_ref().filter(|kept| kept.lsn < kept_before && kept.value.0 >= pg.state_asked) {
+                states.push((*id, kept.value.clone()));
+            }
+            if pg.commit_durable.as_ref().is_some_and(|kept| kept.lsn < kept_before) {
+                self.commit_dirty.insert(*id);
+            }
+            let through = pg.through();
+            let holds = |log: &LogRef<'_>| log.1.lsn.is_some_and(|lsn| lsn < wanted_before) && log.1.applied;
+            if !pg.state_wanted && pg.log.range(through.next()..).any(|log| holds(&log)) {
+                pg.state_wanted = true;
+                out.push(Output::WantState { pg: *id });
+            }
+            let uncommitted = pg.log.range(pg.committed.next()..);
+            let old = uncommitted.filter(|(_, log)| log.lsn.is_some_and(|lsn| lsn < entries_before));
+            let carried = entries.len();
+            entries.extend(old.map(|(seq, _)| (*id, *seq)));
+            if entries.len() > carried {
+                // A dropped tree leaves no record to tell that older entries are done: its drop stays behind them.
+                let drops = pg.drops.iter().filter(|(seq, _)| *seq > pg.committed).map(|(seq, _)| (*id, *seq));
+                let drops: Vec<_> = drops.filter(|drop| !entries[carried..].contains(drop)).collect();
+                entries.extend(drops);
+            }
+        }
+        for (pg, term) in promises {
+            if self.has_own_room(32, 0) {
+                self.counters.reappended += 1;
+                self.add_promise(pg, term);
+            }
+        }
+        for (pg, (through, state)) in states {
+            if self.has_own_room(32 + state.len(), 0) {
+                self.counters.reappended += 1;
+                self.add_state(pg, through, state);
+            }
+        }
+        for (pg, seq) in entries {
+            self.carry_entry(pg, seq, out);
+        }
+    }
+
+    fn has_own_room(&self, record_bytes: usize, payload_bytes: usize) -> bool {
+        Journal::<Item>::cost(record_bytes, payload_bytes) <= self.journal.room(Purpose::Own)
+    }
+
+    fn carry_entry(&mut self, pg: PgId, seq: Seq, out: &mut Vec<Output>) {
+        let Some(log) = self.pgs.get(&pg).and_then(|pg| pg.log.get(&seq)) else { return };
+        let cost = Journal::<Item>::cost(record_bytes_max(&log.entry), log.entry.payload_bytes());
+        // A quarter of the ring stays free of carried entries: else they would only chase each other around.
+        if cost + self.journal.ring_bytes() / 4 > self.journal.room(Purpose::Own) {
+            return;
+        }
+        if log.entry.payload().len() == log.entry.payload_bytes() {
+            let entry = log.entry.clone();
+            self.add_again(&entry);
+        } else {
+            self.fetch_entry(pg, seq, None, out);
+        }
+    }
+
+    /// Writes an entry a second time, at the head.
+    pub(crate) fn add_again(&mut self, entry: &Entry) {
+        let (pg, version, payload) = (entry.pg, entry.version, entry.payload().clone());
+        self.counters.reappended += 1;
+        let item = Item::Entry { pg, version, payload_lsn: 0, payload_bytes: payload.len(), again: true };
+        self.journal.add(payload, item, record_bytes_max(entry), |out| encode_entry(entry, out));
+    }
+
+    /// True if freed units should be made usable before anything else asks for a checkpoint.
+    pub(crate) fn units_are_short(&self) -> bool {
+        let quarantined = self.units.quarantined();
+        quarantined > 0 && (self.units.available() < self.units.total() / 8 || self.is_idle() || self.is_draining())
+    }
+}
+
+type LogRef<'a> = (&'a Seq, &'a crate::pg::LogEntry);

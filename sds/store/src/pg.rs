@@ -1,0 +1,89 @@
+//! What a store holds of one placement group, besides its chunks: promise, state, and the entries of the journal.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use mdm_api::epoch::{Seq, Term};
+use mdm_api::ids::VtreeId;
+use sds_api::block::LayerKey;
+use sds_api::entry::Entry;
+
+/// Something whose newest durable version lies in the frame at `lsn`, which is needed for as long.
+#[derive(Clone, Debug)]
+pub(crate) struct Kept<T> {
+    pub(crate) value: T,
+    pub(crate) lsn: u64,
+}
+
+/// An entry that is still kept: it is not applied, or the replica's state does not cover it yet.
+#[derive(Clone, Debug)]
+pub(crate) struct LogEntry {
+    /// The entry. The data of a write is emptied when it is applied, or when memory is short.
+    pub(crate) entry: Entry,
+    /// The frame it is in; none while it waits to be written.
+    pub(crate) lsn: Option<u64>,
+    /// Where its payload is in the journal.
+    pub(crate) payload_lsn: u64,
+    /// It has had its effect on chunks (or has none). What is void of effect counts as applied.
+    pub(crate) applied: bool,
+    /// Bytes of data in `entry` that count as resident.
+    pub(crate) resident: usize,
+}
+
+/// One group.
+#[derive(Default)]
+pub(crate) struct Pg {
+    /// The promise.
+    pub(crate) promise: Option<Kept<Term>>,
+    /// State and the last entry it covers.
+    pub(crate) state: Option<Kept<(Seq, Bytes)>>,
+    /// The highest `through` of a state asked for, durable or not.
+    pub(crate) state_asked: Seq,
+    /// Committed, as far as told.
+    pub(crate) committed: Seq,
+    /// A commit record up to here is in the journal, durable or not.
+    pub(crate) commit_logged: Seq,
+    /// The newest durable commit record. Only what it covers is applied, so that a recovery knows it as committed.
+    pub(crate) commit_durable: Option<Kept<Seq>>,
+    /// Entries kept, by number.
+    pub(crate) log: BTreeMap<Seq, LogEntry>,
+    /// The last entry appended, or covered by a state.
+    pub(crate) last: Seq,
+    /// Entries up to here have been handed to the apply queue.
+    pub(crate) ripe: Seq,
+    /// Layers of this group.
+    pub(crate) layers: BTreeSet<LayerKey>,
+    /// Entries that drop trees and have not been carried out, with the tree.
+    pub(crate) drops: Vec<(Seq, VtreeId)>,
+    /// A state is wanted and not yet given.
+    pub(crate) state_wanted: bool,
+    /// The group is being forgotten.
+    pub(crate) forgetting: bool,
+}
+
+impl Pg {
+    /// The last entry that the durable state covers.
+    pub(crate) fn through(&self) -> Seq {
+        self.state.as_ref().map_or(Seq(0), |state| state.value.0)
+    }
+
+    /// Entries that are committed for certain, also after a crash.
+    pub(crate) fn committed_durably(&self) -> Seq {
+        self.commit_durable.as_ref().map_or(Seq(0), |commit| commit.value).max(self.through())
+    }
+
+    /// True if a committed entry dropped the tree.
+    pub(crate) fn has_dropped(&self, vtree: VtreeId) -> bool {
+        self.drops.iter().any(|(seq, dropped)| *dropped == vtree && *seq <= self.committed)
+    }
+
+    /// True if nothing is held for it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.promise.is_none()
+            && self.state.is_none()
+            && self.commit_durable.is_none()
+            && self.log.is_empty()
+            && self.layers.is_empty()
+            && self.committed == Seq(0)
+    }
+}

@@ -1,0 +1,334 @@
+//! The journal is read back into memory, in order; nothing is written.
+//!
+//! Entries collect in their groups' logs; controls do to memory what they did when they were carried out. What the pages
+//! already know is recognised: an entry by its layer's version, a copy or a removal by the position in the journal at which the
+//! layer's record was made.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use mdm_api::epoch::{Nanos, Seq, Version};
+use mdm_api::ids::PgId;
+use sds_api::block::LayerKey;
+use sds_api::buf::AlignedBuf;
+use sds_api::entry::{Entry, EntryBody};
+
+use crate::alloc::Allocator;
+use crate::append::effect;
+use crate::journal::record::{InstallRecord, NO_AU, Record};
+use crate::journal::scan::ScannedFrame;
+use crate::journal::{Journal, Mark};
+use crate::layer::Layer;
+use crate::meta::Meta;
+use crate::meta::page::ChunkRecord;
+use crate::pg::{Kept, LogEntry, Pg};
+use crate::request::{Counters, RecoveredEntry, RecoveredPg};
+use crate::store::{Options, Store};
+use crate::superblock::SuperBlock;
+
+/// What is noted while the journal is replayed and needed only then.
+#[derive(Default)]
+pub(crate) struct Replay {
+    /// Units that copies in the journal claimed.
+    claimed: BTreeSet<u32>,
+    /// Units claimed by two records.
+    pub(crate) twice: u64,
+    /// Blocks to rewrite.
+    mends: Vec<(u64, LayerKey, u16, u32, Bytes)>,
+}
+
+impl Store {
+    /// A store that knows its super block and nothing else.
+    pub(crate) fn blank(super_block: SuperBlock, options: Options) -> Self {
+        let root = super_block.checkpoint;
+        let tail = Mark { lsn: root.tail, chain: root.tail_chain, incarnation: root.tail_incarnation };
+        let geometry = super_block.geometry;
+        Self {
+            super_block,
+            options,
+            journal: Journal::new(geometry.journal_bytes, super_block.salt, super_block.open_count, tail),
+            pgs: BTreeMap::new(),
+            layers: BTreeMap::new(),
+            units: Allocator::new(geometry.au_count),
+            meta: Meta::new(&geometry, root.generation, root.root_home),
+            counters: Counters::default(),
+            failed: None,
+            now: Nanos(0),
+            next_op: 0,
+            ops: BTreeMap::new(),
+            next_id: 0,
+            resident: 0,
+            state_bytes: 0,
+            commit_dirty: BTreeSet::new(),
+            ripe: VecDeque::new(),
+            jobs: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            installs: BTreeMap::new(),
+            controls: VecDeque::new(),
+            unsettled: 0,
+            checkpoint: None,
+            last_checkpoint: Nanos(0),
+            last_append: Nanos(0),
+            relocated_at: 0,
+            drains: Vec::new(),
+            settles: Vec::new(),
+        }
+    }
+
+    /// Takes a record from a page. False if it contradicts what is known: its layer is there twice.
+    pub(crate) fn load_record(&mut self, slot: u32, record: ChunkRecord, replay: &mut Replay) -> bool {
+        let key = record.layer;
+        if self.layers.contains_key(&key) {
+            return false;
+        }
+        replay.twice += record.units().filter(|au| !self.units.claim(*au)).count() as u64;
+        self.meta.load_slot(slot, key);
+        self.pgs.entry(record.pg).or_default().layers.insert(key);
+        let mut layer = Layer::new(record.pg, key, slot);
+        layer.record = record;
+        layer.recorded = true;
+        self.layers.insert(key, layer);
+        true
+    }
+
+    /// Takes a frame. False if it contradicts what is known.
+    pub(crate) fn replay_frame(&mut self, frame: ScannedFrame, replay: &mut Replay) -> bool {
+        let lsn = frame.head.lsn;
+        self.journal.replay(&frame.head);
+        let mut payload_lsn = lsn + u64::from(frame.head.header_bytes);
+        let mut sound = true;
+        for (record, payload) in frame.records {
+            let length = payload.len() as u64;
+            sound &= match record {
+                Record::Entry(entry) => self.replay_entry(entry, payload, lsn, payload_lsn),
+                Record::Install(install) => self.replay_install(install, lsn, replay),
+                Record::Repair { layer, block, checksum } => {
+                    let data = AlignedBuf::copy_of(&payload).freeze();
+                    self.journal.need(lsn);
+                    replay.mends.push((lsn, layer, block, checksum, data));
+                    true
+                }
+                other => self.replay_control(other, lsn),
+            };
+            payload_lsn += length;
+        }
+        sound
+    }
+
+    fn replay_entry(&mut self, mut entry: Entry, payload: Bytes, lsn: u64, payload_lsn: u64) -> bool {
+        let keep = self.resident + payload.len() <= self.options.payload_cache_bytes && !payload.is_empty();
+        if keep {
+            // Out of the large buffer it was read with, which would stay in memory as a whole.
+            entry.attach(AlignedBuf::copy_of(&payload).freeze());
+        }
+        let resident = if keep { payload.len() } else { 0 };
+        let pg = self.pgs.entry(entry.pg).or_default();
+        self.journal.need(lsn);
+        if let Some(known) = pg.log.get_mut(&entry.version.seq) {
+            let same = known.entry.version == entry.version;
+            if let Some(old) = known.lsn.replace(lsn) {
+                self.journal.release(old);
+            }
+            known.payload_lsn = payload_lsn;
+            return same;
+        }
+        let seq = entry.version.seq;
+        self.resident += resident;
+        pg.log.insert(seq, LogEntry { entry, lsn: Some(lsn), payload_lsn, applied: false, resident });
+        true
+    }
+
+    fn replay_control(&mut self, record: Record, lsn: u64) -> bool {
+        match record {
+            Record::Promise { pg, term } => {
+                let kept = &mut self.pgs.entry(pg).or_default().promise;
+                if kept.as_ref().is_none_or(|old| old.value <= term) {
+                    self.journal.need(lsn);
+                    if let Some(old) = kept.replace(Kept { value: term, lsn }) {
+                        self.journal.release(old.lsn);
+                    }
+                }
+            }
+            Record::State { pg, through, state } => {
+                let kept = &mut self.pgs.entry(pg).or_default().state;
+                if kept.as_ref().is_none_or(|old| old.value.0 <= through) {
+                    self.journal.need(lsn);
+                    self.state_bytes += state.len() as u64;
+                    if let Some(old) = kept.replace(Kept { value: (through, state), lsn }) {
+                        self.state_bytes -= old.value.1.len() as u64;
+                        self.journal.release(old.lsn);
+                    }
+                }
+            }
+            Record::Commit { pg, through } => {
+                let kept = &mut self.pgs.entry(pg).or_default().commit_durable;
+                if kept.as_ref().is_none_or(|old| old.value <= through) {
+                    self.journal.need(lsn);
+                    if let Some(old) = kept.replace(Kept { value: through, lsn }) {
+                        self.journal.release(old.lsn);
+                    }
+                }
+            }
+            Record::Void { pg, after } => self.void_in_memory(pg, after),
+            Record::RemoveLayers { pg, through, layers } => {
+                for key in layers {
+                    self.neutralise(pg, key, through);
+                    self.replay_removal(pg, key, lsn);
+                }
+            }
+            Record::ForgetPg { pg } => {
+                let known = self.pgs.get(&pg).map(|pg| pg.layers.clone()).unwrap_or_default();
+                for key in known {
+                    self.replay_removal(pg, key, lsn);
+                }
+                let kept = self.pgs.get(&pg).map(|pg| pg.layers.clone()).unwrap_or_default();
+                self.forget_log(pg);
+                // Layers made after this position belong to the group's next life.
+                if !kept.is_empty() {
+                    self.pgs.entry(pg).or_default().layers = kept;
+                }
+            }
+            Record::Entry(_) | Record::Install(_) | Record::Repair { .. } => unreachable!("handled by the caller"),
+        }
+        true
+    }
+
+    /// Entries up to `through` have no effect on the layer any more.
+    fn neutralise(&mut self, pg_id: PgId, key: LayerKey, through: Seq) {
+        let Some(pg) = self.pgs.get_mut(&pg_id) else { return };
+        let log = pg.log.range_mut(..=through);
+        for (_, log) in log.filter(|(_, log)| effect(&log.entry).is_some_and(|(layer, ..)| layer == key)) {
+            log.applied = true;
+        }
+    }
+
+    /// Removes a record, unless it was made after this position in the journal.
+    fn replay_removal(&mut self, pg_id: PgId, key: LayerKey, lsn: u64) {
+        let older = |layer: &&Layer| layer.record.pg == pg_id && layer.recorded && layer.record.base <= lsn;
+        if self.layers.get(&key).filter(older).is_some() {
+            self.remove_layer(pg_id, key, Seq(0), lsn);
+        }
+    }
+
+    fn replay_install(&mut self, install: InstallRecord, lsn: u64, replay: &mut Replay) -> bool {
+        let units = install.aus.iter().copied().filter(|au| *au != NO_AU);
+        if self.layers.get(&install.layer).is_some_and(|layer| layer.recorded && layer.record.base >= lsn) {
+            replay.claimed.extend(units);
+            return true;
+        }
+        // A unit that a copy in the journal claims can be in the hands of a page's record only by corruption, or in
+        // quarantine, when both copies are in the journal and the first was replaced.
+        for au in units {
+            replay.claimed.insert(au);
+            if !self.units.claim(au) {
+                replay.twice += 1;
+            }
+        }
+        if self.layer_or_new(install.pg, install.layer).is_none() {
+            return false;
+        }
+        self.replace_record(&install, lsn);
+        true
+    }
+
+    /// Everything has been read: what is pending, reserved, committed follows from it.
+    pub(crate) fn finish_replay(&mut self, replay: Replay) -> bool {
+        let mut sound = true;
+        let ids: Vec<PgId> = self.pgs.keys().copied().collect();
+        for id in &ids {
+            sound &= self.finish_pg(*id);
+        }
+        let head = self.journal.head();
+        for au in replay.claimed {
+            // Claimed by a copy that the journal still tells of, and by nobody now: a replay would claim it again.
+            if self.units.claim(au) {
+                self.units.quarantine(au, head);
+            }
+        }
+        for (lsn, layer, block, checksum, data) in replay.mends {
+            // What has changed since needs no mending.
+            let _changed_since = self.mend(lsn, layer, block, checksum, data).is_err();
+            self.journal.release(lsn);
+        }
+        let unused: Vec<LayerKey> = self.layers.iter().filter(|(_, layer)| layer.is_unused()).map(|(key, _)| *key).collect();
+        unused.into_iter().for_each(|key| self.drop_if_unused(key));
+        for id in ids {
+            self.ripen(id);
+            if self.pgs.get(&id).is_some_and(Pg::is_empty) {
+                self.pgs.remove(&id);
+            }
+        }
+        self.relocated_at = head;
+        sound
+    }
+
+    fn finish_pg(&mut self, id: PgId) -> bool {
+        let mut sound = true;
+        let applied = self.highest_applied(id);
+        let Some(pg) = self.pgs.get_mut(&id) else { return true };
+        pg.state_asked = pg.through();
+        pg.commit_logged = pg.committed_durably();
+        pg.committed = pg.commit_logged.max(applied.seq);
+        pg.last = pg.log.keys().next_back().copied().unwrap_or_default().max(pg.through());
+        if pg.committed > pg.commit_logged {
+            self.commit_dirty.insert(id);
+        }
+        let entries: Vec<(Seq, Option<(LayerKey, bool)>, bool)> = pg
+            .log
+            .iter()
+            .map(|(seq, log)| (*seq, effect(&log.entry).map(|(key, ..)| (key, log.applied)), log.applied))
+            .collect();
+        pg.drops = pg
+            .log
+            .iter()
+            .filter_map(|(seq, log)| match log.entry.body {
+                EntryBody::DropVtree { vtree } => Some((*seq, vtree)),
+                _ => None,
+            })
+            .collect();
+        for (seq, layer, void) in entries {
+            let Some((key, _)) = layer else { continue };
+            let at_home = self.layers.get(&key).map_or(Version::default(), |layer| layer.record.version);
+            if void || seq <= at_home.seq {
+                self.mark_applied(id, seq);
+                continue;
+            }
+            match self.layer_or_new(id, key) {
+                Some(layer) if layer.record.pg == id => layer.pending.push_back(seq),
+                _ => sound = false,
+            }
+            self.refresh_reservation(key);
+        }
+        self.shed(id);
+        sound
+    }
+
+    fn highest_applied(&self, id: PgId) -> Version {
+        let Some(pg) = self.pgs.get(&id) else { return Version::default() };
+        let versions = pg.layers.iter().filter_map(|key| self.layers.get(key)).map(|layer| layer.record.version);
+        versions.max_by_key(|version| version.seq).unwrap_or_default()
+    }
+
+    /// What the opener reports of the groups.
+    pub(crate) fn recovered_pgs(&self) -> Vec<RecoveredPg> {
+        self.pgs
+            .iter()
+            .map(|(id, pg)| RecoveredPg {
+                pg: *id,
+                promise: pg.promise.as_ref().map(|kept| kept.value),
+                state: pg.state.as_ref().map(|kept| kept.value.clone()),
+                committed: pg.committed,
+                highest_applied: self.highest_applied(*id),
+                entries: pg
+                    .log
+                    .range(pg.through().next()..)
+                    .map(|(_, log)| RecoveredEntry {
+                        entry: log.entry.clone(),
+                        resident: log.entry.payload().len() == log.entry.payload_bytes(),
+                    })
+                    .collect(),
+                layer_count: pg.layers.iter().filter(|key| self.layers.get(key).is_some_and(|l| l.recorded)).count() as u64,
+            })
+            .collect()
+    }
+}

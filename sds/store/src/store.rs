@@ -1,0 +1,298 @@
+//! The running store: one owner of all state, `step` in, outputs out.
+//!
+//! Always true: nothing is answered as done before it is durable; nothing is answered at all after the first failed write or
+//! flush but with that failure (I22); only committed entries are seen by reads and applied (I10).
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use mdm_api::epoch::{Nanos, Seq, Term, Version};
+use mdm_api::ids::PgId;
+use sds_api::block::LayerKey;
+
+use crate::alloc::Allocator;
+use crate::apply::Job;
+use crate::checkpoint::Checkpoint;
+use crate::control::Control;
+use crate::error::StoreError;
+use crate::install::Install;
+use crate::io::{DiskDone, DiskError, DiskOp, DiskRequest, IoClass, OpId};
+use crate::journal::{Journal, Purpose};
+use crate::layer::Layer;
+use crate::limits::{IDLE_MS, PAYLOAD_CACHE_BYTES};
+use crate::meta::Meta;
+use crate::pg::Pg;
+use crate::read::ReadJob;
+use crate::request::{Answer, Counters, Event, Output, Request, Space, Token};
+use crate::superblock::SuperBlock;
+
+/// What a store may be told to do differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Payload of entries not yet applied that is kept in memory, in bytes; beyond it the journal is read again.
+    pub payload_cache_bytes: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { payload_cache_bytes: PAYLOAD_CACHE_BYTES }
+    }
+}
+
+/// Who an operation belongs to.
+pub(crate) enum Owner {
+    /// A frame of the journal.
+    Frame(u64),
+    /// A read for a request; which of its parts.
+    Read(u64, usize),
+    /// A read of journal payload for an apply job; which of its parts.
+    JobRead(u64, usize),
+    /// A home write of an apply job.
+    JobWrite(u64),
+    /// A data write of a copy.
+    Install(u64),
+    /// A step of the checkpoint.
+    Checkpoint,
+}
+
+/// What a record in a frame was, for when the frame is durable.
+pub(crate) enum Item {
+    /// An entry; `again` if it was written before and lies too far back.
+    Entry { pg: PgId, version: Version, payload_lsn: u64, payload_bytes: usize, again: bool },
+    /// A promise.
+    Promise { pg: PgId, term: Term },
+    /// A state.
+    State { pg: PgId, through: Seq, state: Bytes },
+    /// A commit mark.
+    Commit { pg: PgId, through: Seq },
+    /// Something to carry out once durable, in order.
+    Control(Box<Control>),
+    /// A void: nothing is left to do, but checkpoints wait for it.
+    Void,
+}
+
+/// The store of one device.
+pub struct Store {
+    pub(crate) super_block: SuperBlock,
+    pub(crate) options: Options,
+    pub(crate) journal: Journal<Item>,
+    pub(crate) pgs: BTreeMap<PgId, Pg>,
+    pub(crate) layers: BTreeMap<LayerKey, Layer>,
+    pub(crate) units: Allocator,
+    pub(crate) meta: Meta,
+    pub(crate) counters: Counters,
+    pub(crate) failed: Option<DiskError>,
+    pub(crate) now: Nanos,
+
+    pub(crate) next_op: u64,
+    pub(crate) ops: BTreeMap<OpId, Owner>,
+    pub(crate) next_id: u64,
+
+    /// Payload bytes of unapplied entries in memory.
+    pub(crate) resident: usize,
+    /// Bytes of all durable states.
+    pub(crate) state_bytes: u64,
+    /// Groups whose commit mark is ahead of the journal's.
+    pub(crate) commit_dirty: BTreeSet<PgId>,
+    /// Layers with committed entries, in the order of commit.
+    pub(crate) ripe: VecDeque<LayerKey>,
+    pub(crate) jobs: BTreeMap<u64, Job>,
+    pub(crate) reads: BTreeMap<u64, ReadJob>,
+    pub(crate) installs: BTreeMap<u64, Install>,
+    /// Durable controls waiting for jobs on their layers.
+    pub(crate) controls: VecDeque<(u64, Box<Control>)>,
+    /// Voids and controls that are not durable or not carried out: no checkpoint begins meanwhile.
+    pub(crate) unsettled: u32,
+    pub(crate) checkpoint: Option<Checkpoint>,
+    pub(crate) last_checkpoint: Nanos,
+    pub(crate) last_append: Nanos,
+    /// Where the head was when old things were last carried forward.
+    pub(crate) relocated_at: u64,
+    /// Who waits for everything to be applied and checkpointed.
+    pub(crate) drains: Vec<Token>,
+    /// Who waits for the verdict to be settled.
+    pub(crate) settles: Vec<Token>,
+}
+
+impl Store {
+    /// Takes an event and does all that it leads to.
+    pub fn step(&mut self, now: Nanos, event: Event, out: &mut Vec<Output>) {
+        self.now = self.now.max(now);
+        match event {
+            Event::Request { token, request } => match self.failed {
+                Some(_) if matches!(request, Request::Commit { .. }) => {}
+                Some(cause) => out.push(Output::Done { token, result: Err(StoreError::Failed(cause)) }),
+                None => self.request(token, request, out),
+            },
+            Event::Disk(done) => self.disk(done, out),
+            Event::Tick => {}
+        }
+        if self.failed.is_none() {
+            self.upkeep(out);
+        }
+    }
+
+    fn request(&mut self, token: Token, request: Request, out: &mut Vec<Output>) {
+        let result = match request {
+            Request::Append { entries } => self.append(token, entries),
+            Request::Promise { pg, term } => self.promise(token, pg, term),
+            Request::SaveState { pg, through, state } => self.save_state(token, pg, through, state),
+            Request::Void { pg, after } => self.void(token, pg, after),
+            Request::Commit { pg, through } => {
+                self.commit(pg, through);
+                Ok(None)
+            }
+            Request::Read { layer, blocks } => {
+                self.read(token, layer, blocks, out);
+                Ok(None)
+            }
+            Request::Status { layer, blocks } => Ok(Some(Answer::Status(self.status(layer, blocks)))),
+            Request::ListChunks { pg } => Ok(Some(Answer::Chunks(self.list_chunks(pg)))),
+            Request::Capture { layer } => {
+                self.capture(token, layer, out);
+                Ok(None)
+            }
+            Request::Install { pg, layer, content } => self.install(token, pg, layer, content, out),
+            Request::RemoveLayers { pg, layers } => self.remove_layers(token, pg, layers),
+            Request::Repair { layer, block, checksum, data } => self.repair(token, layer, block, checksum, data),
+            Request::ReadEntry { pg, seq } => self.read_entry(token, pg, seq, out),
+            Request::ForgetPg { pg } => self.forget_pg(token, pg),
+            Request::Settle => {
+                self.settles.push(token);
+                Ok(None)
+            }
+            Request::Checkpoint => {
+                self.drains.push(token);
+                Ok(None)
+            }
+        };
+        match result {
+            Ok(None) => {}
+            Ok(Some(answer)) => out.push(Output::Done { token, result: Ok(answer) }),
+            Err(error) => out.push(Output::Done { token, result: Err(error) }),
+        }
+    }
+
+    fn disk(&mut self, done: DiskDone, out: &mut Vec<Output>) {
+        let Some(owner) = self.ops.remove(&done.id) else { return };
+        if self.failed.is_some() {
+            return;
+        }
+        match (owner, done.result) {
+            (Owner::Read(id, part), result) => self.read_done(id, part, result, out),
+            (Owner::JobRead(id, part), result) => self.job_read_done(id, part, result, out),
+            // I22: the first write or flush error is the last thing that happens.
+            (_, Err(cause)) => self.fail(cause, out),
+            (Owner::Frame(lsn), Ok(_)) => self.frame_written(lsn, out),
+            (Owner::JobWrite(id), Ok(_)) => self.job_write_done(id, out),
+            (Owner::Install(id), Ok(_)) => self.install_written(id, out),
+            (Owner::Checkpoint, Ok(_)) => self.checkpoint_step_done(out),
+        }
+    }
+
+    fn fail(&mut self, cause: DiskError, out: &mut Vec<Output>) {
+        self.failed = Some(cause);
+        let mut tokens = self.journal.abandon();
+        tokens.extend(self.reads.values().filter_map(ReadJob::token));
+        tokens.extend(self.installs.values().map(|install| install.token));
+        tokens.extend(self.controls.drain(..).filter_map(|(_, control)| control.token()));
+        tokens.append(&mut self.drains);
+        tokens.append(&mut self.settles);
+        if let Some(checkpoint) = self.checkpoint.take() {
+            tokens.extend(checkpoint.tokens);
+        }
+        self.reads.clear();
+        self.installs.clear();
+        let failed = |token| Output::Done { token, result: Err(StoreError::Failed(cause)) };
+        out.extend(tokens.into_iter().map(failed));
+        out.push(Output::Failed { cause });
+    }
+
+    /// Everything that follows from the state rather than from an event.
+    fn upkeep(&mut self, out: &mut Vec<Output>) {
+        self.run_controls(out);
+        self.relocate(out);
+        self.write_commit_marks();
+        self.write_frames(out);
+        self.start_jobs(out);
+        self.start_checkpoint(out);
+    }
+
+    /// Hands an operation out.
+    pub(crate) fn submit(&mut self, owner: Owner, class: IoClass, op: DiskOp, out: &mut Vec<Output>) {
+        let id = OpId(self.next_op);
+        self.next_op += 1;
+        self.ops.insert(id, owner);
+        out.push(Output::Disk(DiskRequest { id, class, op }));
+    }
+
+    /// A number for a job, a read, a copy.
+    pub(crate) fn fresh_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    /// Nobody has appended for a while.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.now.ms_since(self.last_append) >= IDLE_MS
+    }
+
+    /// True if somebody waits for everything to be applied.
+    pub(crate) fn is_draining(&self) -> bool {
+        !self.drains.is_empty()
+    }
+
+    /// Room, for credits (I24).
+    pub fn space(&self) -> Space {
+        Space {
+            aus_total: self.units.total(),
+            aus_free: self.units.available(),
+            aus_quarantined: self.units.quarantined(),
+            aus_reserved: self.units.reserved(),
+            records_total: self.meta.slot_count(),
+            records_free: self.meta.free_slots(),
+            journal_total: self.journal.ring_bytes(),
+            journal_free: self.journal.room(Purpose::Data),
+        }
+    }
+
+    /// Counters since open.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// The first cause of failure, if the device has failed.
+    pub fn failure(&self) -> Option<DiskError> {
+        self.failed
+    }
+
+    /// The super block as last written or about to be.
+    pub fn super_block(&self) -> &SuperBlock {
+        &self.super_block
+    }
+
+    /// The layer in memory; made if it is not there. `None` if there is no slot for it.
+    pub(crate) fn layer_or_new(&mut self, pg: PgId, key: LayerKey) -> Option<&mut Layer> {
+        use std::collections::btree_map::Entry as Place;
+        match self.layers.entry(key) {
+            Place::Occupied(place) => Some(place.into_mut()),
+            Place::Vacant(place) => {
+                let slot = self.meta.take_slot(key)?;
+                self.pgs.entry(pg).or_default().layers.insert(key);
+                Some(place.insert(Layer::new(pg, key, slot)))
+            }
+        }
+    }
+
+    /// Lets a layer go that nothing holds any more.
+    pub(crate) fn drop_if_unused(&mut self, key: LayerKey) {
+        let Some(layer) = self.layers.get(&key).filter(|layer| layer.is_unused()) else { return };
+        let (slot, pg, reserved) = (layer.slot, layer.record.pg, layer.reserved);
+        self.units.unreserve(u64::from(reserved.count_ones()));
+        self.meta.free_slot(slot);
+        self.layers.remove(&key);
+        if let Some(pg) = self.pgs.get_mut(&pg) {
+            pg.layers.remove(&key);
+        }
+    }
+}
