@@ -51,9 +51,8 @@ fn judge(state: &State, observed: &Observed, timing: &Timing, now: Nanos, sds: &
     }
     let replaced = heard.is_some() && own.is_none();
     let reset = own.is_some_and(|heard| heard.reset_at.is_some());
-    let shunned = live_others(observed, timing, now, sds)
-        .filter(|other| other.heartbeat.unreachable.contains(&sds.id))
-        .count();
+    let shunned =
+        live_others(observed, timing, now, sds).filter(|other| other.heartbeat.unreachable.contains(&sds.id)).count();
     let limit_ms = if replaced || reset || shunned >= 2 { timing.remove_after_reset_ms } else { timing.dead_after_ms };
     // One silence span for everybody after a change of leader, shortened or not: resets of that time are the change's.
     if silent_ms < limit_ms || now.ms_since(observed.leader_since()) < timing.dead_after_ms {
@@ -84,12 +83,163 @@ fn live_others<'a>(
 
 /// F6: somebody who is heard still exchanges leases with it, and can reach it.
 fn is_corroborated(observed: &Observed, timing: &Timing, now: Nanos, sds: &Sds) -> bool {
-    live_others(observed, timing, now, sds).any(|other| {
-        other.heartbeat.leases_with.contains(&sds.id) && !other.heartbeat.unreachable.contains(&sds.id)
-    })
+    live_others(observed, timing, now, sds)
+        .any(|other| other.heartbeat.leases_with.contains(&sds.id) && !other.heartbeat.unreachable.contains(&sds.id))
 }
 
 /// Somebody waits for a fence: a server that does not answer is not spared (5.4).
 fn is_fence_pending(state: &State) -> bool {
     state.mappings().values().any(|mapping| !mapping.fenced)
+}
+
+#[cfg(test)]
+mod tests {
+    use mdm_api::ids::SdsId;
+
+    use super::*;
+    use crate::testing::{GIB, World, id};
+
+    const TIMING: Timing = Timing::DEFAULT;
+
+    struct Watch {
+        world: World,
+        observed: Observed,
+        now: Nanos,
+    }
+
+    impl Watch {
+        fn new() -> Self {
+            let mut world = World::new(3, 1, 2, 8);
+            world.add_volume("v", GIB);
+            let mut watch = Self { world, observed: Observed::default(), now: Nanos(0).plus_ms(50_000) };
+            watch.observed.lead(watch.now);
+            watch.pass(2000, &[], &[]);
+            assert!(watch.verdicts().is_empty());
+            watch
+        }
+
+        fn sds(&self, index: usize) -> SdsId {
+            *self.world.state.sds().keys().nth(index).unwrap()
+        }
+
+        /// Time passes; all but the silent servers heartbeat; nobody exchanges leases with those that are `cut`.
+        fn pass(&mut self, ms: u64, silent: &[SdsId], cut: &[SdsId]) {
+            let end = self.now.plus_ms(ms);
+            while self.now < end {
+                self.now = self.now.plus_ms(TIMING.heartbeat_ms);
+                for sds in self.world.state.sds().keys().copied().filter(|sds| !silent.contains(sds)) {
+                    let mut heartbeat = self.world.heartbeat(sds);
+                    heartbeat.leases_with.retain(|other| !cut.contains(other));
+                    self.observed.heartbeat(self.now, heartbeat, TIMING.dead_after_ms);
+                }
+            }
+        }
+
+        fn verdicts(&self) -> Vec<Command> {
+            propose(&self.world.state, &self.observed, &TIMING, self.now)
+        }
+
+        fn is_dead(&self, sds: SdsId) -> bool {
+            let incarnation = self.world.process(sds);
+            self.verdicts() == [Command::Own(OwnCommand::SdsDown { sds, incarnation })]
+        }
+    }
+
+    // F2.
+    #[test]
+    fn silence_alone_takes_the_whole_span() {
+        let mut watch = Watch::new();
+        let dead = watch.sds(0);
+        watch.pass(1050, &[dead], &[dead]);
+        assert!(watch.verdicts().is_empty());
+        watch.pass(300, &[dead], &[dead]);
+        assert!(watch.is_dead(dead));
+    }
+
+    // F1.
+    #[test]
+    fn a_reset_connection_shortens_it() {
+        let mut watch = Watch::new();
+        let dead = watch.sds(0);
+        watch.observed.reset(watch.now, dead);
+        assert!(watch.verdicts().is_empty());
+        watch.pass(450, &[dead], &[dead]);
+        assert!(watch.is_dead(dead));
+    }
+
+    #[test]
+    fn a_connection_that_is_made_anew_in_time_is_no_death() {
+        let mut watch = Watch::new();
+        let flapping = watch.sds(0);
+        watch.observed.reset(watch.now, flapping);
+        watch.pass(150, &[], &[]);
+        watch.pass(450, &[flapping], &[flapping]);
+        assert!(watch.verdicts().is_empty());
+    }
+
+    #[test]
+    fn a_new_leader_gives_everybody_one_silence_span() {
+        let mut watch = Watch::new();
+        let dead = watch.sds(0);
+        watch.pass(5000, &[dead], &[dead]);
+        watch.observed.lead(watch.now);
+        watch.observed.reset(watch.now, dead);
+        watch.pass(1050, &[dead], &[dead]);
+        assert!(watch.verdicts().is_empty());
+        watch.pass(300, &[dead], &[dead]);
+        assert!(watch.is_dead(dead));
+    }
+
+    // F6.
+    #[test]
+    fn a_server_that_others_still_have_leases_with_is_spared_but_not_for_ever() {
+        let mut watch = Watch::new();
+        let cut_off = watch.sds(0);
+        watch.pass(9000, &[cut_off], &[]);
+        assert!(watch.verdicts().is_empty());
+        watch.pass(3000, &[cut_off], &[]);
+        assert!(watch.is_dead(cut_off));
+    }
+
+    // F6, F26.
+    #[test]
+    fn a_pending_fence_ends_the_sparing() {
+        let mut watch = Watch::new();
+        let cut_off = watch.sds(0);
+        let sdc = watch.world.add_sdc(1);
+        let volume = *watch.world.state.volumes().keys().next().unwrap();
+        watch.world.map(volume, sdc).unwrap();
+        watch.world.daemon(mdm_api::command::DaemonCommand::OpenMapping { volume, sdc, opener: 1 }).unwrap();
+        watch.pass(3000, &[cut_off], &[]);
+        assert!(watch.verdicts().is_empty());
+        let unmap = mdm_api::command::AdminCommand::UnmapVolume { volume: id(volume.0), sdc: None };
+        watch.world.admin(unmap).unwrap();
+        assert!(watch.is_dead(cut_off));
+    }
+
+    #[test]
+    fn a_server_that_is_heard_again_comes_back_when_it_is_steady() {
+        let mut watch = Watch::new();
+        let away = watch.sds(0);
+        watch.pass(3000, &[away], &[away]);
+        watch.world.down(away);
+        watch.pass(150, &[], &[]);
+        assert!(watch.verdicts().is_empty());
+        watch.pass(600, &[], &[]);
+        let incarnation = watch.world.process(away);
+        assert_eq!(watch.verdicts(), [Command::Own(OwnCommand::SdsUp { sds: away, incarnation })]);
+    }
+
+    #[test]
+    fn a_new_process_that_has_not_registered_speaks_against_the_old_one() {
+        let mut watch = Watch::new();
+        let restarted = watch.sds(0);
+        for _ in 0..4 {
+            watch.pass(150, &[restarted], &[]);
+            let mut heartbeat = watch.world.heartbeat(restarted);
+            heartbeat.incarnation = None;
+            watch.observed.heartbeat(watch.now, heartbeat, TIMING.dead_after_ms);
+        }
+        assert!(watch.is_dead(restarted));
+    }
 }

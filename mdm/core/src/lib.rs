@@ -18,6 +18,8 @@ pub mod detector;
 pub mod limits;
 pub mod observed;
 pub mod placement;
+#[cfg(test)]
+mod random_tests;
 pub mod reconcile;
 pub mod state;
 #[cfg(test)]

@@ -84,8 +84,7 @@ impl Observed {
     /// Looks at the state: what is lost or dark, and since when. To be called before the reconcilers.
     pub fn observe(&mut self, state: &State, now: Nanos) {
         self.heard.retain(|sds, _| state.sds().contains_key(sds));
-        let lost: Vec<DeviceId> =
-            state.devices().keys().filter(|device| !state.is_fit(**device)).copied().collect();
+        let lost: Vec<DeviceId> = state.devices().keys().filter(|device| !state.is_fit(**device)).copied().collect();
         self.lost_since.retain(|device, _| lost.binary_search(device).is_ok());
         for device in lost {
             self.lost_since.entry(device).or_insert(now);
@@ -109,7 +108,10 @@ impl Observed {
 
     /// The last heartbeat of this very process.
     pub fn heartbeat_of(&self, sds: SdsId, incarnation: ProcessIncarnation) -> Option<&Heartbeat> {
-        self.heard.get(&sds).map(|heard| &heard.heartbeat).filter(|heartbeat| heartbeat.incarnation == Some(incarnation))
+        self.heard
+            .get(&sds)
+            .map(|heard| &heard.heartbeat)
+            .filter(|heartbeat| heartbeat.incarnation == Some(incarnation))
     }
 
     /// How long the device has not been one to count on, in milliseconds; 0 if it is.

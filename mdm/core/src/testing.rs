@@ -1,16 +1,22 @@
 //! A small system for tests: commands in, invariants checked after each.
 
+use std::collections::BTreeSet;
+
 use mdm_api::command::{AdminCommand, CommandAnswer, CommandResult, DaemonCommand, PresentedDevice, StoreVerdict};
 use mdm_api::config::{PgChange, PgChangeKind, PgConfig};
 use mdm_api::control::Heartbeat;
-use mdm_api::epoch::Revision;
+use mdm_api::epoch::{Nanos, Revision};
 use mdm_api::error::ErrorCode;
 use mdm_api::ids::{DeviceId, Guid, PgId, ProcessIncarnation, SdcId, SdsId, StoragePoolId, SystemId, VolumeId};
 use mdm_api::map::{ClusterMap, MapView};
 use mdm_api::model::{AccessMode, DeviceState, Limits};
+use mdm_api::timing::Timing;
 
 use crate::command::{Command, CreateSystem, LogEntry, OwnCommand};
+use crate::observed::Observed;
+use crate::reconcile::Reconcilers;
 use crate::state::State;
+use crate::view::{PgHealth, pg_health};
 
 pub(crate) const GIB: u64 = 1 << 30;
 
@@ -83,8 +89,7 @@ impl World {
     }
 
     pub(crate) fn add_device(&mut self, sds: SdsId, path: &str) -> DeviceId {
-        let command =
-            AdminCommand::AddDevice { name: None, sds: id(sds.0), storage_pool: None, path: path.to_owned() };
+        let command = AdminCommand::AddDevice { name: None, sds: id(sds.0), storage_pool: None, path: path.to_owned() };
         let Ok(CommandAnswer::DeviceRecorded { id, .. }) = self.admin(command) else { panic!("device refused") };
         let device = self.presented(id);
         let incarnation = self.process(sds);
@@ -241,6 +246,97 @@ pub(crate) fn code(result: CommandResult) -> ErrorCode {
     let error = result.expect_err("should have been refused");
     assert!(!error.message.is_empty());
     error.code
+}
+
+/// A system with time: a leader with its reconcilers, servers that live or do not, and primaries that do their part.
+pub(crate) struct Live {
+    pub(crate) world: World,
+    pub(crate) observed: Observed,
+    pub(crate) reconcilers: Reconcilers,
+    pub(crate) now: Nanos,
+    /// Servers whose process is dead.
+    pub(crate) dead: BTreeSet<SdsId>,
+    /// False: learners stay learners.
+    pub(crate) resync: bool,
+}
+
+impl Live {
+    pub(crate) fn new(world: World) -> Self {
+        let mut live = Self {
+            world,
+            observed: Observed::default(),
+            reconcilers: Reconcilers::default(),
+            now: Nanos(0).plus_ms(100_000),
+            dead: BTreeSet::new(),
+            resync: true,
+        };
+        live.observed.lead(live.now);
+        live
+    }
+
+    pub(crate) fn kill(&mut self, sds: SdsId) {
+        self.dead.insert(sds);
+        self.observed.reset(self.now, sds);
+    }
+
+    pub(crate) fn restart(&mut self, sds: SdsId) {
+        self.dead.remove(&sds);
+        self.world.register(sds);
+    }
+
+    /// Time passes in steps of a heartbeat.
+    pub(crate) fn pass(&mut self, ms: u64) {
+        let timing = Timing::DEFAULT;
+        let end = self.now.plus_ms(ms);
+        while self.now < end {
+            self.now = self.now.plus_ms(timing.heartbeat_ms);
+            let servers: Vec<SdsId> = self.world.state.sds().keys().copied().collect();
+            for sds in servers.into_iter().filter(|sds| !self.dead.contains(sds)) {
+                let mut heartbeat = self.world.heartbeat(sds);
+                heartbeat.leases_with.retain(|other| !self.dead.contains(other));
+                heartbeat.unreachable = self.dead.iter().copied().collect();
+                self.observed.heartbeat(self.now, heartbeat, timing.dead_after_ms);
+            }
+            let commands = self.reconcilers.propose(&self.world.state, &mut self.observed, &timing, self.now);
+            for command in commands {
+                // Things may have moved on by the commands before it.
+                let _ = self.world.run(command);
+            }
+            self.primaries();
+        }
+    }
+
+    /// What living primaries ask for: dead members out, caught-up learners in.
+    fn primaries(&mut self) {
+        for pg in self.world.pg_ids() {
+            let config = self.world.pg(pg);
+            let Some(primary) = config.primary else { continue };
+            let is_alive = |device: DeviceId| {
+                let sds = self.world.state.devices()[&device].sds;
+                !self.dead.contains(&sds) && self.world.state.is_fit(device)
+            };
+            if !is_alive(primary) {
+                continue;
+            }
+            let lost = config.isr.iter().copied().find(|member| !is_alive(*member));
+            let ready = config.learners.iter().copied().find(|learner| self.resync && is_alive(*learner));
+            if let Some(device) = lost {
+                self.world.change(pg, PgChangeKind::RemoveIsr(device)).unwrap();
+            } else if let Some(device) = ready {
+                // Refused where it is not needed any more.
+                let _ = self.world.change(pg, PgChangeKind::AddIsr(device));
+            }
+        }
+    }
+
+    pub(crate) fn count(&self, health: PgHealth) -> usize {
+        let state = &self.world.state;
+        state.pgs().values().filter(|record| pg_health(state, record) == health).count()
+    }
+
+    pub(crate) fn all_healthy(&self) -> bool {
+        self.count(PgHealth::Healthy) == self.world.state.pgs().len()
+    }
 }
 
 /// What every command keeps.

@@ -51,14 +51,16 @@ impl State {
         if servers + pools + sets > 0 {
             return refuse(
                 ErrorCode::ProtectionDomainNotEmpty,
-                format!("Protection domain '{}' has {servers} SDSs, {pools} storage pools, {sets} fault sets", domain.name),
+                format!(
+                    "Protection domain '{}' has {servers} SDSs, {pools} storage pools, {sets} fault sets",
+                    domain.name
+                ),
                 "remove them first",
             );
         }
         self.domains.remove(&id);
         self.bury(MapKey::ProtectionDomain(id));
-        let keys: Vec<KeyId> =
-            self.keys.values().filter(|key| key.protection_domain == id).map(|key| key.id).collect();
+        let keys: Vec<KeyId> = self.keys.values().filter(|key| key.protection_domain == id).map(|key| key.id).collect();
         for key in keys {
             self.keys.remove(&key);
             self.bury(MapKey::DomainKey(key));

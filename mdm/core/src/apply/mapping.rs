@@ -51,7 +51,11 @@ impl State {
             );
         }
         if others >= MAPPINGS_PER_VOLUME_MAX {
-            return refuse(ErrorCode::TooMany, "There are too many mappings", "unmap the volume from another SDC first");
+            return refuse(
+                ErrorCode::TooMany,
+                "There are too many mappings",
+                "unmap the volume from another SDC first",
+            );
         }
         let (revision, generation) = (self.next_revision(), self.next_generation());
         let mapping = Mapping {

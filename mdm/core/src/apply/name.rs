@@ -60,7 +60,11 @@ pub(super) fn check_address(address: &str) -> Result<(), CommandError> {
     let good = address.rsplit_once(':').is_some_and(|(host, port)| {
         !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0) && !address.contains(char::is_whitespace)
     });
-    if good { Ok(()) } else { refuse(ErrorCode::InvalidArgument, format!("'{address}' is no address"), "write host:port") }
+    if good {
+        Ok(())
+    } else {
+        refuse(ErrorCode::InvalidArgument, format!("'{address}' is no address"), "write host:port")
+    }
 }
 
 pub(super) fn check_addresses(addresses: &[String]) -> Result<(), CommandError> {

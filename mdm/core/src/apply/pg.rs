@@ -93,9 +93,7 @@ impl State {
         if let Some(prefer) = prefer.filter(|prefer| sure().any(|device| device == *prefer)) {
             return Some(prefer);
         }
-        let rank = |device: &DeviceId| {
-            (!self.is_staying(*device), leads.get(device).copied().unwrap_or(0), *device)
-        };
+        let rank = |device: &DeviceId| (!self.is_staying(*device), leads.get(device).copied().unwrap_or(0), *device);
         sure().min_by_key(rank).or_else(|| able().find(|_| record.config.isr.len() == 1))
     }
 
@@ -105,9 +103,8 @@ impl State {
     pub(super) fn repoint(&mut self, pg: PgId, leads: &mut Leads) {
         let Some(mut record) = self.pgs.get(&pg).cloned() else { return };
         let before = record.config.primary;
-        let failed = |device: DeviceId| {
-            self.devices.get(&device).is_none_or(|device| device.state == DeviceState::Failed)
-        };
+        let failed =
+            |device: DeviceId| self.devices.get(&device).is_none_or(|device| device.state == DeviceState::Failed);
         for device in record.config.isr.clone() {
             let doubtful = record.suspects.contains(&device);
             if (failed(device) || doubtful) && record.remove_isr(device) {
@@ -174,8 +171,7 @@ impl State {
             return refuse(ErrorCode::Stale, format!("There is no placement group {}", change.pg), "follow the map");
         };
         let config = &record.config;
-        let is_primary =
-            config.primary == Some(change.proposer) && config.primary_incarnation == change.incarnation;
+        let is_primary = config.primary == Some(change.proposer) && config.primary_incarnation == change.incarnation;
         if config.epoch != change.epoch || !is_primary {
             return refuse(
                 ErrorCode::Stale,

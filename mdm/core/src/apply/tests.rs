@@ -69,7 +69,8 @@ fn a_volume_needs_enough_fault_units_and_says_how_many_are_missing() {
 fn bad_input_is_refused_with_its_number_and_a_remedy() {
     let (mut world, ..) = two_servers();
     let sdc = world.add_sdc(1);
-    let add = |name: &str, size_bytes| AdminCommand::AddVolume { name: name.to_owned(), storage_pool: None, size_bytes };
+    let add =
+        |name: &str, size_bytes| AdminCommand::AddVolume { name: name.to_owned(), storage_pool: None, size_bytes };
     assert_eq!(code(world.admin(add("v", GIB))), ErrorCode::VolumeNameInUse);
     assert_eq!(code(world.admin(add("w", 0))), ErrorCode::SizeIllegal);
     assert_eq!(code(world.admin(add("w", 5 * GIB))), ErrorCode::VolumeTooLarge);
@@ -83,12 +84,8 @@ fn bad_input_is_refused_with_its_number_and_a_remedy() {
     assert_eq!(code(world.admin(shrink)), ErrorCode::SizeCanOnlyGrow);
     let unmap = AdminCommand::UnmapVolume { volume: name("v"), sdc: Some(id(sdc.0)) };
     assert_eq!(code(world.admin(unmap)), ErrorCode::NotMapped);
-    let again = AdminCommand::AddDevice {
-        name: None,
-        sds: name("sds1"),
-        storage_pool: None,
-        path: "/dev/disk0".to_owned(),
-    };
+    let again =
+        AdminCommand::AddDevice { name: None, sds: name("sds1"), storage_pool: None, path: "/dev/disk0".to_owned() };
     assert_eq!(code(world.admin(again)), ErrorCode::DeviceUnusable);
     let pool = |copies, pg_count| AdminCommand::AddStoragePool {
         name: "other".to_owned(),
@@ -99,7 +96,10 @@ fn bad_input_is_refused_with_its_number_and_a_remedy() {
     };
     assert_eq!(code(world.admin(pool(1, 4))), ErrorCode::InvalidArgument);
     assert_eq!(code(world.admin(pool(2, 3))), ErrorCode::InvalidArgument);
-    assert_eq!(code(world.admin(AdminCommand::RemoveStoragePool { storage_pool: name("pool") })), ErrorCode::StoragePoolNotEmpty);
+    assert_eq!(
+        code(world.admin(AdminCommand::RemoveStoragePool { storage_pool: name("pool") })),
+        ErrorCode::StoragePoolNotEmpty
+    );
     let last = AdminCommand::RemoveMdm { mdm: name("mdm1") };
     assert_eq!(code(world.admin(last)), ErrorCode::WrongState);
     assert_eq!(code(world.admin(AdminCommand::RemoveUser { user: name("admin") })), ErrorCode::WrongState);

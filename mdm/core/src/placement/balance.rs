@@ -17,9 +17,10 @@ pub struct Move {
 }
 
 impl PoolTable {
-    /// The next move that evens out the table, or none if it is even to within two replicas: each takes from a device that
-    /// has too many and gives to one that has too few, so no replica is moved that did not have to be. `groups` are those
-    /// that may be touched, with their members; `may` says which devices may receive. Counts the move in.
+    /// The next move that evens out the table, or none if it is even to within two replicas: it gives to the device that
+    /// has the most too few, and takes from the one that has the most too many of those whose place it may take. So a replica
+    /// is moved that did not have to be only where the constraint leaves no straight way. `groups` are those that may be
+    /// touched, with their members; `may` says which devices may receive. Counts the move in.
     pub fn next_move<'a>(
         &mut self,
         groups: impl Iterator<Item = (PgId, &'a [DeviceId])> + Clone,

@@ -94,12 +94,7 @@ impl PoolTable {
 
     /// The best device for one more copy beside the ones that stay in those units: of those that `may`, one that has the
     /// most too few; among equals, one that `seed` picks. Counts it in.
-    pub fn choose(
-        &mut self,
-        taken: &[FaultUnit],
-        seed: u64,
-        may: impl Fn(DeviceId) -> bool,
-    ) -> Option<DeviceId> {
+    pub fn choose(&mut self, taken: &[FaultUnit], seed: u64, may: impl Fn(DeviceId) -> bool) -> Option<DeviceId> {
         let fits = |slot: &Slot| !taken.contains(&slot.unit);
         let candidates = self.slots.iter().filter(|(device, slot)| fits(slot) && may(**device));
         // Within one replica of the best, the seed decides: neighbours in the table do not all go to one device.

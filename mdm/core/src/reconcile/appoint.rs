@@ -44,10 +44,8 @@ fn appoint(
         let sure = !record.uncertain.contains_key(device);
         (*tail, sure, state.is_staying(*device), std::cmp::Reverse(*device))
     };
-    let (device, _) = reported
-        .into_iter()
-        .filter(|(device, _)| all || !record.uncertain.contains_key(device))
-        .max_by_key(rank)?;
+    let (device, _) =
+        reported.into_iter().filter(|(device, _)| all || !record.uncertain.contains_key(device)).max_by_key(rank)?;
     let incarnation = state.sds_of(device)?.incarnation?;
     let kind = PgUpdateKind::AppointPrimary { device, incarnation };
     Some(PgUpdate { pg, epoch: record.config.epoch, kind })

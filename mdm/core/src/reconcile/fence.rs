@@ -19,11 +19,7 @@ pub fn propose(state: &State, observed: &Observed) -> Vec<Command> {
         let Some(volume) = state.volumes().get(&mapping.volume) else { continue };
         let holds = *through.entry(volume.pool).or_insert_with(|| pool_through(state, observed, volume.pool));
         if mapping.fence_revision <= holds {
-            done.push(FenceDone {
-                volume: mapping.volume,
-                sdc: mapping.sdc,
-                fence_revision: mapping.fence_revision,
-            });
+            done.push(FenceDone { volume: mapping.volume, sdc: mapping.sdc, fence_revision: mapping.fence_revision });
         }
     }
     if done.is_empty() { Vec::new() } else { vec![Command::Own(OwnCommand::FencesDone(done))] }

@@ -12,6 +12,8 @@ pub mod garbage;
 pub mod repair;
 pub mod roles;
 pub mod settle;
+#[cfg(test)]
+mod tests;
 
 use mdm_api::epoch::Nanos;
 use mdm_api::timing::Timing;
@@ -31,13 +33,7 @@ pub struct Reconcilers {
 impl Reconcilers {
     /// What should be done now, in order of urgency. To be asked at every tick while leading, when everything proposed
     /// before has been applied; calls [`Observed::observe`] first.
-    pub fn propose(
-        &mut self,
-        state: &State,
-        observed: &mut Observed,
-        timing: &Timing,
-        now: Nanos,
-    ) -> Vec<Command> {
+    pub fn propose(&mut self, state: &State, observed: &mut Observed, timing: &Timing, now: Nanos) -> Vec<Command> {
         observed.observe(state, now);
         let mut commands = detector::propose(state, observed, timing, now);
         commands.extend(appoint::propose(state, observed, timing, now));

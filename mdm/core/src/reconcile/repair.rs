@@ -100,13 +100,13 @@ impl View<'_> {
     fn restore(&mut self, record: &PgRecord, missing: usize) -> Option<PgUpdateKind> {
         let learners = &record.config.learners;
         // A learner that can never be one of the copies is in the way of one that can.
-        let useless = |device: &DeviceId| {
-            !self.state.is_staying(*device) || !self.state.is_separate(record, *device)
-        };
+        let useless = |device: &DeviceId| !self.state.is_staying(*device) || !self.state.is_separate(record, *device);
         if let Some(device) = learners.iter().copied().find(useless) {
             return Some(PgUpdateKind::DropLearner { device });
         }
-        if let Some(replaced) = record.replacing.filter(|r| record.config.isr.contains(&r.to) && learners.contains(&r.from)) {
+        if let Some(replaced) =
+            record.replacing.filter(|r| record.config.isr.contains(&r.to) && learners.contains(&r.from))
+        {
             return Some(PgUpdateKind::DropLearner { device: replaced.from });
         }
         let live = learners.iter().filter(|device| self.is_live(**device)).count();
@@ -143,7 +143,8 @@ impl View<'_> {
 
     fn add(&mut self, record: &PgRecord, replaces: Option<DeviceId>) -> Option<PgUpdateKind> {
         let (state, pg) = (self.state, record.config.pg);
-        let stays = state.staying_isr(record).chain(record.config.learners.iter().copied().filter(|d| self.is_live(*d)));
+        let stays =
+            state.staying_isr(record).chain(record.config.learners.iter().copied().filter(|d| self.is_live(*d)));
         let taken: Vec<FaultUnit> = stays.filter_map(|device| state.fault_unit(device)).collect();
         let table = self.tables.entry(pg.pool).or_insert_with(|| PoolTable::of(state, pg.pool));
         let may = |device: DeviceId| state.is_fit(device) && !record.config.names(device);

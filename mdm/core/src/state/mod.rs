@@ -26,8 +26,8 @@ pub(crate) mod resolve;
 mod snapshot;
 
 pub(crate) use changes::Changes;
-pub use mint::first_mdm_id;
 pub(crate) use mint::Mint;
+pub use mint::first_mdm_id;
 pub use pg::{Appointment, FaultUnit, PgRecord, Replacement};
 pub(crate) use recent::Recent;
 pub use snapshot::SnapshotError;

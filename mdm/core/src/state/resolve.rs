@@ -58,31 +58,85 @@ fn only<'a, T>(
 macro_rules! resolve {
     ($name:ident, $map:ident, $object:ty, $named:expr, $code:ident, $message:literal, $remedy:literal, $kind:literal) => {
         pub(crate) fn $name(&self, reference: &ObjectRef) -> Result<&$object, CommandError> {
-            let absent = || {
-                CommandError::new(ErrorCode::$code, format!(concat!($message, " '{}'"), reference.0), $remedy)
-            };
+            let absent =
+                || CommandError::new(ErrorCode::$code, format!(concat!($message, " '{}'"), reference.0), $remedy);
             find(self.$map.values(), reference, |object| object.id.0, $named, absent, $kind)
         }
     };
 }
 
 impl State {
-    resolve!(find_mdm, mdms, Mdm, |mdm, text| mdm.name == text, MdmNotFound, "Could not find the MDM",
-        "`scli mdm list` shows all", "MDM");
-    resolve!(find_domain, domains, ProtectionDomain, |domain, text| domain.name == text, ProtectionDomainNotFound,
-        "Could not find Protection Domain", "`scli protection-domain list` shows all", "protection domain");
-    resolve!(find_fault_set, fault_sets, FaultSet, |set, text| set.name == text, FaultSetNotFound,
-        "Could not find the Fault Set", "`scli fault-set list` shows all", "fault set");
-    resolve!(find_pool, pools, StoragePool, |pool, text| pool.name == text, StoragePoolNotFound,
-        "Could not find Storage Pool", "`scli storage-pool list` shows all", "storage pool");
-    resolve!(find_sds, sds, Sds, |sds, text| sds.name == text || sds.addresses.iter().any(|a| is_at(a, text)),
-        SdsNotFound, "Could not find SDS", "`scli sds list` shows all", "SDS");
-    resolve!(find_device, devices, Device, |device, text| device.name == text || device.path == text, DeviceNotFound,
-        "Could not find the device", "`scli device list` shows all", "device");
-    resolve!(find_sdc, sdcs, Sdc, |sdc, text| is_sdc(sdc, text), SdcNotFound, "Could not find the SDC",
-        "`scli sdc list` shows all", "SDC");
-    resolve!(find_volume, volumes, Volume, |volume, text| !volume.removing && volume.name == text, VolumeNotFound,
-        "Could not find the volume", "`scli volume list` shows all", "volume");
+    resolve!(
+        find_mdm,
+        mdms,
+        Mdm,
+        |mdm, text| mdm.name == text,
+        MdmNotFound,
+        "Could not find the MDM",
+        "`scli mdm list` shows all",
+        "MDM"
+    );
+    resolve!(
+        find_domain,
+        domains,
+        ProtectionDomain,
+        |domain, text| domain.name == text,
+        ProtectionDomainNotFound,
+        "Could not find Protection Domain",
+        "`scli protection-domain list` shows all",
+        "protection domain"
+    );
+    resolve!(
+        find_fault_set,
+        fault_sets,
+        FaultSet,
+        |set, text| set.name == text,
+        FaultSetNotFound,
+        "Could not find the Fault Set",
+        "`scli fault-set list` shows all",
+        "fault set"
+    );
+    resolve!(
+        find_pool,
+        pools,
+        StoragePool,
+        |pool, text| pool.name == text,
+        StoragePoolNotFound,
+        "Could not find Storage Pool",
+        "`scli storage-pool list` shows all",
+        "storage pool"
+    );
+    resolve!(
+        find_sds,
+        sds,
+        Sds,
+        |sds, text| sds.name == text || sds.addresses.iter().any(|a| is_at(a, text)),
+        SdsNotFound,
+        "Could not find SDS",
+        "`scli sds list` shows all",
+        "SDS"
+    );
+    resolve!(
+        find_device,
+        devices,
+        Device,
+        |device, text| device.name == text || device.path == text,
+        DeviceNotFound,
+        "Could not find the device",
+        "`scli device list` shows all",
+        "device"
+    );
+    resolve!(find_sdc, sdcs, Sdc, is_sdc, SdcNotFound, "Could not find the SDC", "`scli sdc list` shows all", "SDC");
+    resolve!(
+        find_volume,
+        volumes,
+        Volume,
+        |volume, text| !volume.removing && volume.name == text,
+        VolumeNotFound,
+        "Could not find the volume",
+        "`scli volume list` shows all",
+        "volume"
+    );
 
     pub(crate) fn find_user(&self, reference: &ObjectRef) -> Result<&User, CommandError> {
         let absent = || {
@@ -93,10 +147,7 @@ impl State {
         find(users, reference, |user| user.id.0, |user, text| user.name == text, absent, "user")
     }
 
-    pub(crate) fn find_domain_or_only(
-        &self,
-        reference: Option<&ObjectRef>,
-    ) -> Result<&ProtectionDomain, CommandError> {
+    pub(crate) fn find_domain_or_only(&self, reference: Option<&ObjectRef>) -> Result<&ProtectionDomain, CommandError> {
         match reference {
             Some(reference) => self.find_domain(reference),
             None => only(
