@@ -1,0 +1,395 @@
+//! Which volumes this host has, and what tools ask about them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use mdm_api::ids::{Guid, SdcId, SystemId, VolumeId};
+use mdm_api::map::ClusterMap;
+use mdm_api::model::AccessMode;
+use sdc_api::{LocalAnswer, LocalError, LocalErrorCode, LocalRequest, LocalStatus, LocalSystem, LocalVolume};
+use sdc_client::runtime::{Client, Cluster};
+use sdc_nbd::attach::{AttachConfig, AttachError, Attached, Attacher};
+use sdc_nbd::export::Exports;
+use sdc_nbd::serve::Server;
+use tokio::sync::Notify;
+
+use crate::config::Config;
+use crate::export::VolumeExport;
+use crate::keeper;
+use crate::link::SystemLink;
+use crate::metrics::Metrics;
+
+/// How long a tool's request to attach may take.
+const ATTACH_PATIENCE: Duration = Duration::from_secs(30);
+
+/// One mapped volume.
+struct Slot {
+    name: String,
+    export: Option<Arc<VolumeExport>>,
+    device: Option<Attached>,
+    wanted: bool,
+    problem: Option<String>,
+    asked: Arc<Notify>,
+}
+
+/// The volumes by id; what the NBD server looks names up in.
+#[derive(Clone, Default)]
+pub struct Table {
+    slots: Arc<Mutex<BTreeMap<VolumeId, Slot>>>,
+}
+
+impl Table {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Slot>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Exports for Table {
+    type Export = VolumeExport;
+
+    async fn list(&self) -> Vec<String> {
+        self.lock().values().filter(|slot| slot.export.is_some()).map(|slot| slot.name.clone()).collect()
+    }
+
+    async fn open(&self, name: &str) -> Option<Arc<VolumeExport>> {
+        let slots = self.lock();
+        let by_id = name.parse().ok().and_then(|id: VolumeId| slots.get(&id));
+        by_id.or_else(|| slots.values().find(|slot| slot.name == name)).and_then(|slot| slot.export.clone())
+    }
+}
+
+/// Everything that the daemon's tasks share.
+pub struct Manager {
+    config: Config,
+    guid: Guid,
+    system: SystemId,
+    link: Arc<SystemLink>,
+    client: Client,
+    metrics: Metrics,
+    table: Table,
+    server: Arc<Server<Table>>,
+    attach_config: AttachConfig,
+}
+
+impl Manager {
+    /// Wires the parts together.
+    pub fn new(
+        config: Config,
+        guid: Guid,
+        system: SystemId,
+        link: Arc<SystemLink>,
+        client: Client,
+        metrics: Metrics,
+        attach_config: AttachConfig,
+    ) -> Self {
+        let table = Table::default();
+        let server = Arc::new(Server::new(table.clone(), sdc_nbd::limits::Limits::default()));
+        Self { config, guid, system, link, client, metrics, table, server, attach_config }
+    }
+
+    /// The NBD server.
+    pub fn server(&self) -> &Arc<Server<Table>> {
+        &self.server
+    }
+
+    /// The metadata manager.
+    pub fn link(&self) -> &Arc<SystemLink> {
+        &self.link
+    }
+
+    /// Volume I/O.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Figures.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Who this client is.
+    pub fn sdc(&self) -> SdcId {
+        self.link.sdc
+    }
+
+    /// What makes devices; found out anew each time, since a module may have been loaded or a package installed.
+    pub fn attacher(&self) -> Result<Attacher, AttachError> {
+        Attacher::new(self.attach_config.clone())
+    }
+
+    /// Follows the map: starts a keeper for each mapping that appears.
+    pub async fn follow(self: Arc<Self>, adopted: Vec<Attached>) {
+        let mut adopted: BTreeMap<u64, Attached> =
+            adopted.into_iter().map(|device| (device.volume.id, device)).collect();
+        let mut map = self.link.map();
+        loop {
+            let now = map.borrow_and_update().clone();
+            self.metrics.map_revision.set(i64::try_from(now.revision().0).unwrap_or(i64::MAX));
+            if now.system().is_some() {
+                self.start_keepers(&now, &mut adopted);
+                // What an earlier daemon attached and nobody has mapped to this host any more.
+                for (_, device) in std::mem::take(&mut adopted) {
+                    self.clone().discard(device);
+                }
+            }
+            if map.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn start_keepers(self: &Arc<Self>, map: &Arc<ClusterMap>, adopted: &mut BTreeMap<u64, Attached>) {
+        let volumes: Vec<VolumeId> = map.mappings().filter(|m| m.sdc == self.sdc()).map(|m| m.volume).collect();
+        for volume in volumes {
+            let Some((mapping, record)) = keeper::mapped(map, volume, self) else { continue };
+            let mut slots = self.table.lock();
+            if slots.contains_key(&volume) {
+                continue; // its keeper sees for itself; a mapping made anew gets its own once the old one's has ended
+            }
+            let device = match adopted.remove(&volume.0) {
+                Some(device) if device.volume.generation == mapping.mapped.0 => Some(device),
+                Some(device) => {
+                    self.clone().discard(device);
+                    None
+                }
+                None => None,
+            };
+            let wanted = device.is_some() || self.config.attaches(&record.name);
+            let (name, under) = (record.name.clone(), mapping.mapped);
+            let asked = Arc::new(Notify::new());
+            slots.insert(volume, Slot { name, export: None, device, wanted, problem: None, asked });
+            drop(slots);
+            tokio::spawn(keeper::keep(self.clone(), volume, under));
+        }
+        self.count();
+    }
+
+    /// Takes a device away that belongs to no mapping of today.
+    fn discard(self: Arc<Self>, device: Attached) {
+        tokio::spawn(async move {
+            let name = device.volume.name.clone();
+            let detached = match self.attacher() {
+                Ok(attacher) => attacher.detach(&name, true).await,
+                Err(error) => Err(error),
+            };
+            match detached {
+                Ok(()) => tracing::info!(volume = %name, "a device of an older mapping was taken away"),
+                Err(error) => {
+                    tracing::error!(volume = %name, %error, "a device of an older mapping cannot be taken away")
+                }
+            }
+        });
+    }
+
+    fn count(&self) {
+        let slots = self.table.lock();
+        self.metrics.volumes.set(i64::try_from(slots.len()).unwrap_or(i64::MAX));
+        let attached = slots.values().filter(|slot| slot.device.is_some()).count();
+        self.metrics.attached.set(i64::try_from(attached).unwrap_or(i64::MAX));
+    }
+
+    fn with<T>(&self, volume: VolumeId, change: impl FnOnce(&mut Slot) -> T) -> Option<T> {
+        self.table.lock().get_mut(&volume).map(change)
+    }
+
+    /// The volume is open: the NBD server may serve it.
+    pub fn serve(&self, volume: VolumeId, name: &str, export: &Arc<VolumeExport>) {
+        self.with(volume, |slot| {
+            slot.export = Some(export.clone());
+            slot.problem = None;
+            name.clone_into(&mut slot.name);
+        });
+    }
+
+    /// The volume is not served any more. The names under which it was.
+    pub fn unserve(&self, volume: VolumeId) -> Vec<String> {
+        let name = self.with(volume, |slot| {
+            slot.export = None;
+            slot.name.clone()
+        });
+        name.into_iter().chain([volume.to_string()]).collect()
+    }
+
+    /// The volume has a new name.
+    pub fn rename(&self, volume: VolumeId, name: &str) {
+        self.with(volume, |slot| name.clone_into(&mut slot.name));
+    }
+
+    /// Why the volume is not as it should be.
+    pub fn set_problem(&self, volume: VolumeId, problem: Option<String>) {
+        self.with(volume, |slot| slot.problem = problem);
+    }
+
+    /// The volume's device.
+    pub fn device(&self, volume: VolumeId) -> Option<Attached> {
+        self.with(volume, |slot| slot.device.clone()).flatten()
+    }
+
+    /// The volume's device has changed.
+    pub fn set_device(&self, volume: VolumeId, device: Option<Attached>) {
+        self.with(volume, |slot| slot.device = device);
+        self.count();
+    }
+
+    /// True if the volume should be a device.
+    pub fn wants_device(&self, volume: VolumeId) -> bool {
+        self.with(volume, |slot| slot.wanted).unwrap_or(false)
+    }
+
+    /// Ends when a tool has asked for something of this volume.
+    pub async fn asked(&self, volume: VolumeId) {
+        match self.with(volume, |slot| slot.asked.clone()) {
+            Some(asked) => asked.notified().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The keeper is done. A mapping that was made anew meanwhile gets a keeper of its own.
+    pub fn forget(self: &Arc<Self>, volume: VolumeId) {
+        self.table.lock().remove(&volume);
+        self.metrics.of_volume(volume).forget();
+        let map = self.link.map().borrow().clone();
+        self.start_keepers(&map, &mut BTreeMap::new());
+    }
+
+    /// Answers a tool.
+    pub async fn answer(self: Arc<Self>, request: LocalRequest) -> LocalAnswer {
+        match request {
+            LocalRequest::Status => LocalAnswer::Status(Box::new(self.status())),
+            LocalRequest::Attach { volume } => self.attach(&volume).await,
+            LocalRequest::Detach { volume, force } => self.detach(&volume, force).await,
+            // The map is pushed as it changes; to look anew is to make sure that all that is in it was acted on.
+            LocalRequest::Rescan => {
+                self.start_keepers(&self.link.map().borrow().clone(), &mut BTreeMap::new());
+                self.table.lock().values().for_each(|slot| slot.asked.notify_one());
+                LocalAnswer::Done
+            }
+        }
+    }
+
+    fn status(&self) -> LocalStatus {
+        let map = self.link.map().borrow().clone();
+        let system = LocalSystem {
+            system: self.system,
+            sdc: self.sdc(),
+            mdms: self.link.members.addresses(),
+            connected: map.system().is_some(),
+        };
+        let slots = self.table.lock();
+        let volumes = slots.iter().map(|(volume, slot)| self.local_volume(&map, *volume, slot)).collect();
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        LocalStatus { guid: self.guid, systems: vec![system], volumes, version }
+    }
+
+    fn local_volume(&self, map: &ClusterMap, volume: VolumeId, slot: &Slot) -> LocalVolume {
+        let size = slot.export.as_ref().map(|export| export.volume().size_bytes());
+        let problem = match (&slot.problem, &slot.export) {
+            (Some(problem), _) => Some(problem.clone()),
+            (None, None) => Some("it is being opened".to_owned()),
+            (None, Some(_)) => None,
+        };
+        LocalVolume {
+            system: self.system,
+            volume,
+            name: slot.name.clone(),
+            size_bytes: size.or_else(|| map.volume(volume).map(|v| v.size_bytes)).unwrap_or(0),
+            access: map.mapping(volume, self.sdc()).map_or(AccessMode::ReadWrite, |mapping| mapping.access),
+            nbd_uri: format!("nbd+unix:///{}?socket={}", slot.name, self.config.nbd_socket.display()),
+            device: slot.device.as_ref().map(|device| device.device.display().to_string()),
+            mechanism: slot.device.as_ref().map(|device| device.mechanism.name().to_owned()),
+            problem,
+        }
+    }
+
+    fn find(&self, wanted: &str) -> Result<VolumeId, LocalError> {
+        let slots = self.table.lock();
+        let by_id = wanted.parse().ok().filter(|id: &VolumeId| slots.contains_key(id));
+        by_id.or_else(|| slots.iter().find(|(_, slot)| slot.name == wanted).map(|(id, _)| *id)).ok_or_else(|| {
+            LocalError {
+                code: LocalErrorCode::NotMapped,
+                message: format!("volume '{wanted}' is not mapped to this host"),
+                remedy: format!("map it with 'scli volume map {wanted} --sdc {}'", self.sdc()),
+            }
+        })
+    }
+
+    async fn attach(self: &Arc<Self>, wanted: &str) -> LocalAnswer {
+        let volume = match self.find(wanted) {
+            Ok(volume) => volume,
+            Err(refused) => return LocalAnswer::Refused(refused),
+        };
+        let deadline = tokio::time::Instant::now() + ATTACH_PATIENCE;
+        self.with(volume, |slot| {
+            slot.wanted = true;
+            slot.problem = None;
+            slot.asked.notify_one();
+        });
+        loop {
+            let map = self.link.map().borrow().clone();
+            let now = self.with(volume, |slot| (slot.device.is_some(), self.local_volume(&map, volume, slot)));
+            match now {
+                Some((true, local)) => return LocalAnswer::Attached(local),
+                Some((false, local)) if tokio::time::Instant::now() > deadline => {
+                    return LocalAnswer::Refused(LocalError {
+                        code: LocalErrorCode::Failed,
+                        message: format!("volume '{wanted}' is not attached after {} s", ATTACH_PATIENCE.as_secs()),
+                        remedy: local.problem.unwrap_or_else(|| "see the data client's log".to_owned()),
+                    });
+                }
+                Some((false, local)) => {
+                    // What cannot succeed by waiting is told at once.
+                    if let Err(error @ AttachError::NoMechanism { .. }) = self.attacher() {
+                        return LocalAnswer::Refused(LocalError {
+                            code: LocalErrorCode::NoMechanism,
+                            message: error.to_string(),
+                            remedy: format!("or use {} directly", local.nbd_uri),
+                        });
+                    }
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                None => {
+                    return self.find(wanted).err().map_or(LocalAnswer::Done, LocalAnswer::Refused);
+                }
+            }
+        }
+    }
+
+    async fn detach(self: &Arc<Self>, wanted: &str, force: bool) -> LocalAnswer {
+        let volume = match self.find(wanted) {
+            Ok(volume) => volume,
+            Err(refused) => return LocalAnswer::Refused(refused),
+        };
+        let Some(attached) = self.device(volume) else { return LocalAnswer::Done };
+        let detached = match self.attacher() {
+            Ok(attacher) => attacher.detach(&attached.volume.name, force).await,
+            Err(error) => Err(error),
+        };
+        match detached {
+            Ok(()) | Err(AttachError::NotAttached(_)) => {
+                self.with(volume, |slot| {
+                    slot.wanted = false;
+                    slot.device = None;
+                });
+                self.count();
+                LocalAnswer::Done
+            }
+            Err(error @ AttachError::Busy { .. }) => LocalAnswer::Refused(LocalError {
+                code: LocalErrorCode::InUse,
+                message: error.to_string(),
+                remedy: "unmount it first".to_owned(),
+            }),
+            Err(error) => LocalAnswer::Refused(LocalError {
+                code: LocalErrorCode::Failed,
+                message: error.to_string(),
+                remedy: "see the data client's log".to_owned(),
+            }),
+        }
+    }
+
+    /// Where the NBD socket is.
+    pub fn nbd_socket(&self) -> PathBuf {
+        self.config.nbd_socket.clone()
+    }
+}
