@@ -1,0 +1,101 @@
+//! Space is shared out before it is used (I24), and so is what resync may take.
+//!
+//! A device lets each primary that writes to it have so much under way. A primary hears of a new share only with an
+//! acknowledgement, so an idle one may hold an old share for long. Therefore no share is ever larger than a fixed part of
+//! the device, and as much as all of them together is kept free: while old shares may still be used, that reserve covers
+//! them; once free space is down to the reserve, new shares are empty.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mdm_api::ids::DeviceId;
+use sds_api::peer::CreditGrant;
+use sds_store::request::Space;
+
+use crate::limits::{
+    RESYNC_BYTES_BUSY, RESYNC_BYTES_IDLE, RESYNC_SLOTS_PER_DEVICE, SHARE_AUS_MIN, SHARE_JOURNAL_MIN, UPKEEP_MS,
+};
+use crate::shard::Shard;
+
+impl Shard {
+    /// Sets the shares of all primaries that write to devices of this server.
+    pub(crate) fn set_shares(&mut self) {
+        let mut primaries: BTreeMap<DeviceId, BTreeSet<DeviceId>> = BTreeMap::new();
+        for (_, device, group) in self.groups.iter() {
+            if let Some(primary) = group.told.as_ref().and_then(|told| told.config.primary) {
+                primaries.entry(device).or_default().insert(primary);
+            }
+        }
+        let Some(context) = self.context.as_mut() else { return };
+        for (device, primaries) in primaries {
+            let Some(open) = self.devices.get(&device).and_then(|slot| slot.open()) else { continue };
+            let share = share(&open.store.space(), primaries.len() as u64);
+            for primary in primaries {
+                context.credits.set_share(device, primary, share);
+            }
+        }
+    }
+
+    /// What resync may take from here on: more while no client waits for anything.
+    pub(crate) fn refill_resync(&mut self) {
+        let devices = self.devices.values().filter(|slot| slot.open().is_some()).count().max(1);
+        let rate = if self.clients.requests() > 0 { RESYNC_BYTES_BUSY } else { RESYNC_BYTES_IDLE };
+        let Some(context) = self.context.as_mut() else { return };
+        let refill = rate * devices as i64 / 1000 * UPKEEP_MS as i64;
+        context.resync.bytes = (context.resync.bytes + refill).min(2 * refill);
+        let slots = RESYNC_SLOTS_PER_DEVICE * devices as u32;
+        // Slots in use come back by themselves; only the number of devices changes how many there are.
+        let more = slots.saturating_sub(self.resync_slots);
+        let fewer = self.resync_slots.saturating_sub(slots);
+        context.resync.slots = (context.resync.slots + more).saturating_sub(fewer);
+        self.resync_slots = slots;
+    }
+}
+
+/// What each of `primaries` may have under way.
+fn share(space: &Space, primaries: u64) -> CreditGrant {
+    let aus_free = space.aus_free.min(space.records_free);
+    let aus = part(space.aus_total, aus_free, primaries, SHARE_AUS_MIN);
+    let journal_bytes = part(space.journal_total, space.journal_free, primaries, SHARE_JOURNAL_MIN);
+    CreditGrant { aus, journal_bytes }
+}
+
+/// One of `count` parts: never more than 1/16 of the whole among all (but at least the least useful part), and nothing of
+/// what is kept free for parts that were given out before.
+fn part(total: u64, free: u64, count: u64, least: u64) -> u64 {
+    let most = (total / 16 / count).max(least);
+    let reserve = (most * count).min(total / 4);
+    (free.saturating_sub(reserve) / count).min(most)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_old_shares_together_always_fit_into_what_is_kept_free() {
+        for total in [4096_u64, 65_536, 1 << 20] {
+            for count in [1, 3, 12] {
+                let full = part(total, total, count, 32);
+                let reserve = (full * count).min(total / 4);
+                // Down to the reserve nothing new is given out; what was given out before is at most the reserve.
+                assert_eq!(part(total, reserve, count, 32), 0);
+                assert!(full * count <= reserve || full == 32, "{total} {count}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_fresh_device_gives_everybody_room_for_a_whole_chunk() {
+        let space = Space {
+            aus_total: 60_000,
+            aus_free: 60_000,
+            records_total: 7500,
+            records_free: 7500,
+            journal_total: 64 << 20,
+            journal_free: 60 << 20,
+            ..Space::default()
+        };
+        let share = share(&space, 10);
+        assert!(share.aus >= 17 && share.journal_bytes > (1 << 20) + 8192, "{share:?}");
+    }
+}
