@@ -4,7 +4,7 @@
 //! client                                server            data server                           server
 //!  | connects                             |                | connects                             |
 //!  |<-------------- Challenge{nonce, ..}  |                |<-------------- Challenge{nonce, ..}  |
-//!  | ClientHello{nonce, ..}               |                | PeerHello{nonce, key, proof, ..}     |
+//!  | ClientHello{nonce, ..}               |                | PeerHello{nonce, link, proof, ..}    |
 //!  | Open{request, ticket, proof} ----->  |                |    -------------------------------->  |
 //!  |<---- Opened{request, handle, proof}  |                |<----------------- PeerWelcome{proof} |
 //!  | ClientRequest{handle, ..} -------->  |                | peer messages                        |
@@ -67,6 +67,8 @@ pub enum OpenMessage {
         sds: SdsId,
         /// Its process.
         incarnation: ProcessIncarnation,
+        /// What the connection is for.
+        link: PeerLink,
         /// Drawn for this connection.
         nonce: Nonce,
         /// The key of the proof.
@@ -129,6 +131,15 @@ pub enum OpenMessage {
     },
 }
 
+/// What a connection between two data servers is for: leases must not queue behind data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PeerLink {
+    /// Leases.
+    Control,
+    /// Replication and resync.
+    Bulk,
+}
+
 /// What a client can do about a refused opening.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenRefusal {
@@ -157,6 +168,9 @@ pub enum OpenDecodeError {
     /// A code that this software does not know.
     #[error("opening refused with unknown code {0}")]
     UnknownCode(u8),
+    /// A link that this software does not know.
+    #[error("opening of an unknown link {0}")]
+    UnknownLink(u8),
     /// A text or ticket beyond its limit.
     #[error("opening message has a field of {0} bytes, which is too long")]
     FieldTooLong(usize),
@@ -204,10 +218,11 @@ impl OpenMessage {
                 [system.0, sds.0, incarnation.0].into_iter().for_each(|id| out.put_u64_le(id));
                 out.put_slice(nonce);
             }
-            Self::PeerHello { version, system, sds, incarnation, nonce, key, proof } => {
+            Self::PeerHello { version, system, sds, incarnation, link, nonce, key, proof } => {
                 out.put_u8(kind::PEER_HELLO);
                 out.put_u16_le(*version);
                 [system.0, sds.0, incarnation.0, key.0].into_iter().for_each(|id| out.put_u64_le(id));
+                out.put_u8(link.number());
                 out.put_slice(nonce);
                 out.put_slice(proof);
             }
@@ -268,8 +283,9 @@ impl OpenMessage {
                 let version = get_u16(input)?;
                 let (system, sds) = (SystemId(get_u64(input)?), SdsId(get_u64(input)?));
                 let (incarnation, key) = (ProcessIncarnation(get_u64(input)?), KeyId(get_u64(input)?));
+                let link = PeerLink::from_number(get_u8(input)?)?;
                 let (nonce, proof) = (get_32(input)?, get_32(input)?);
-                Self::PeerHello { version, system, sds, incarnation, nonce, key, proof }
+                Self::PeerHello { version, system, sds, incarnation, link, nonce, key, proof }
             }
             kind::PEER_WELCOME => Self::PeerWelcome { proof: get_32(input)? },
             kind::REFUSED => Self::Refused { text: get_text(input)? },
@@ -294,6 +310,23 @@ impl OpenMessage {
             other => return Err(OpenDecodeError::UnknownKind(other)),
         };
         if input.is_empty() { Ok(message) } else { Err(OpenDecodeError::Long(input.len())) }
+    }
+}
+
+impl PeerLink {
+    const fn number(self) -> u8 {
+        match self {
+            Self::Control => 1,
+            Self::Bulk => 2,
+        }
+    }
+
+    fn from_number(number: u8) -> Result<Self, OpenDecodeError> {
+        match number {
+            1 => Ok(Self::Control),
+            2 => Ok(Self::Bulk),
+            other => Err(OpenDecodeError::UnknownLink(other)),
+        }
     }
 }
 
@@ -355,7 +388,16 @@ mod tests {
         let refused = |code| OpenMessage::OpenRefused { request: 9, code, text: "no".to_owned() };
         vec![
             OpenMessage::Challenge { version_min: 1, version_max: 3, system, sds, incarnation, nonce },
-            OpenMessage::PeerHello { version: 1, system, sds, incarnation, nonce, key: KeyId(6), proof },
+            OpenMessage::PeerHello {
+                version: 1,
+                system,
+                sds,
+                incarnation,
+                link: PeerLink::Bulk,
+                nonce,
+                key: KeyId(6),
+                proof,
+            },
             OpenMessage::PeerWelcome { proof },
             OpenMessage::Refused { text: "of another system: ümlaut".to_owned() },
             OpenMessage::ClientHello { version: 1, system, sdc: SdcId(7), nonce },
