@@ -4,6 +4,7 @@
 //! lock              held exclusively while a process uses the directory
 //! member.toml       who this member is
 //! key.pem  certificate.pem  authority.pem
+//! joining           identity of the log to be, while a join is under way
 //! raft/             the log; see `mdm_raft::files`
 //! ```
 //!
@@ -24,6 +25,8 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 const MEMBER: &str = "member.toml";
+/// The identity that a joining member's log will have; kept so that an attempt that broke off is the same member again.
+const JOINING: &str = "joining";
 
 /// Who the member of a directory is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,7 +155,11 @@ impl Directory {
         self.write_secret("key.pem", &identity.key_pem)?;
         self.write_secret("certificate.pem", &identity.certificate_pem)?;
         self.write_secret("authority.pem", &identity.authority_pem)?;
-        self.write_secret(MEMBER, &toml::to_string(member).context("member.toml")?)
+        self.write_secret(MEMBER, &toml::to_string(member).context("member.toml")?)?;
+        match fs::remove_file(self.path.join(JOINING)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).context("cannot remove a file"),
+            _ => Ok(()),
+        }
     }
 
     fn write_secret(&self, name: &str, text: &str) -> anyhow::Result<()> {
@@ -172,6 +179,20 @@ impl Directory {
             .and_then(|directory| directory.sync_all())
             .with_context(|| format!("cannot flush {}", self.path.display()))?;
         Ok(LogDirectory { path, open: BTreeMap::new() })
+    }
+
+    /// The identity of the log of a member that joins: the one of an attempt that was not completed, or a fresh one.
+    pub fn joining_store(&self, fresh: u64) -> anyhow::Result<u64> {
+        let path = self.path.join(JOINING);
+        match fs::read_to_string(&path) {
+            Ok(text) => u64::from_str_radix(text.trim(), 16)
+                .with_context(|| format!("{} is damaged: remove it and join again", path.display())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.write_secret(JOINING, &format!("{fresh:016x}\n"))?;
+                Ok(fresh)
+            }
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        }
     }
 
     /// Throws away the log of an attempt to create or join that was not completed: nobody knows of it.

@@ -41,7 +41,7 @@ pub fn join(config_path: &Path, token: &str, tie_breaker: bool) -> anyhow::Resul
     directory.clear_log()?;
 
     let (key_pem, csr_pem) = pki::new_request()?;
-    let store_id = moment::random_id()?;
+    let store_id = directory.joining_store(moment::random_id()?)?;
     let role = JoinRole::Mdm {
         name: config.name.clone(),
         tie_breaker,

@@ -205,6 +205,10 @@ impl Owner {
             Notice::Applied { kind, refused } => {
                 self.metrics.applied(kind, refused.is_some());
                 match refused {
+                    // What moves data is for every log.
+                    None if matches!(kind, "sds_down" | "sds_up" | "device_failed" | "register_sds") => {
+                        tracing::info!(kind, "applied");
+                    }
                     None => tracing::debug!(kind, "applied"),
                     Some(error) => tracing::debug!(kind, %error, "refused"),
                 }

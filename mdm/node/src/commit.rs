@@ -126,7 +126,6 @@ impl Node {
             (Purpose::JoinToken { key, secret }, Ok(_)) => self.give_join_token(key, secret, out),
             (Purpose::Join { key, csr_pem, kind }, Ok(answer)) => match answer {
                 CommandAnswer::Object { id } => self.sign(key, kind.role(id), csr_pem, out),
-                CommandAnswer::SdcRegistered { id } => self.sign(key, kind.role(id.0), csr_pem, out),
                 other => {
                     let error = CommandError::new(ErrorCode::Internal, format!("Unexpected answer {other:?}"), "");
                     self.answer(key, Err(error), out);

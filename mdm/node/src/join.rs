@@ -3,7 +3,7 @@
 //! The record comes first, the certificate after it is committed: nobody holds a certificate for an id that may be given
 //! to another. Asked again after a lost answer, the same host finds its record and gets a new certificate for it.
 
-use mdm_api::command::{AdminCommand, DaemonCommand};
+use mdm_api::command::AdminCommand;
 use mdm_api::control::{JoinRole, Joined, MdmAddress, PeerRole};
 use mdm_api::error::{CommandError, ErrorCode};
 use mdm_api::model::MdmRole;
@@ -57,9 +57,7 @@ impl Node {
                     self.sign(key, role, csr_pem, out);
                     return;
                 }
-                None => {
-                    (Command::Daemon(DaemonCommand::RegisterSdc { guid, name, address: String::new() }), JoinKind::Sdc)
-                }
+                None => (Command::Admin(AdminCommand::AddSdc { guid, name }), JoinKind::Sdc),
             },
             // The record is found again by its log's identity.
             JoinRole::Mdm { name, tie_breaker, address, peer_address, store_id } => {

@@ -1,12 +1,10 @@
 //! Promises of running members: who is let in, what survives, what bad input does (nothing).
 
-mod common;
-
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use common::{
+use crate::common::{
     Member, PASSWORD, PATIENCE, admin, authority, cluster, command, login, mdm, system, system_id, text, until,
 };
 use mdm_api::client::pki::{self, Authority, Identity};
@@ -58,7 +56,7 @@ async fn only_who_is_known_is_let_in_and_only_as_what_it_is() {
     assert!(matches!(&wrong, Err(ClientError::Refused(error)) if error.code == ErrorCode::WrongPassword), "{wrong:?}");
     let client = admin(&authority_pem, &addresses).await;
     command(&client, 1, domain("d")).await.unwrap();
-    let stranger = common::tool(&authority_pem, addresses.to_vec(), None);
+    let stranger = crate::common::tool(&authority_pem, addresses.to_vec(), None);
     let answer = stranger.request(Request::Query(Query::System), PATIENCE).await;
     assert!(matches!(&answer, Err(ClientError::Refused(e)) if e.code == ErrorCode::InvalidSession), "{answer:?}");
 

@@ -1,10 +1,8 @@
 //! Promises of the command line: what is wrong is said in one line, with what to do.
 
-mod common;
-
 use std::os::unix::fs::PermissionsExt;
 
-use common::{Member, mdm, refused, text};
+use crate::common::{Member, mdm, refused, text};
 
 #[test]
 fn a_system_is_created_once_and_its_secrets_are_its_owners_alone() {
