@@ -64,7 +64,7 @@ impl Store {
                 if needs_room {
                     let wanted = layer.units_wanted(blocks);
                     layer.reserved |= wanted;
-                    self.units.reserve_replayed(u64::from(wanted.count_ones()));
+                    self.units.reserve(u64::from(wanted.count_ones()));
                 }
             }
             let payload_bytes = payload.len();

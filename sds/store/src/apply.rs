@@ -324,7 +324,8 @@ impl Store {
             std::mem::take(&mut layer.mends).into_iter().partition(|mend| job.mends.contains(&mend.lsn));
         layer.mends = left;
         let pg = self.pgs.get(&job.pg);
-        let more = layer.pending.front().is_some_and(|seq| pg.is_some_and(|pg| *seq <= pg.ripe)) || !layer.mends.is_empty();
+        let more =
+            layer.pending.front().is_some_and(|seq| pg.is_some_and(|pg| *seq <= pg.ripe)) || !layer.mends.is_empty();
         if more && !layer.queued {
             layer.queued = true;
             self.ripe.push_back(job.key);

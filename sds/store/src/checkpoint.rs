@@ -91,8 +91,7 @@ impl Store {
         }
         let step = if writes.is_empty() { Step::SuperFirst } else { Step::FlushHomes };
         self.last_checkpoint = self.now;
-        self.checkpoint =
-            Some(Checkpoint { step, left: 0, writes, super_block: self.super_block, tokens });
+        self.checkpoint = Some(Checkpoint { step, left: 0, writes, super_block: self.super_block, tokens });
         self.begin_step(out);
     }
 

@@ -102,7 +102,7 @@ impl Store {
         let wanted = wanted.filter(|(.., room)| *room).fold(0, |mask, (_, blocks, _)| mask | units_of(blocks));
         let wanted = wanted & !layer.units_held();
         self.units.unreserve(u64::from(layer.reserved.count_ones()));
-        self.units.reserve_replayed(u64::from(wanted.count_ones()));
+        self.units.reserve(u64::from(wanted.count_ones()));
         layer.reserved = wanted;
     }
 
@@ -378,7 +378,9 @@ impl Store {
             if let Some(kept) = pg.promise.as_ref().filter(|kept| kept.lsn < kept_before) {
                 promises.push((*id, kept.value));
             }
-            if let Some(kept) = pg.state.as_ref().filter(|kept| kept.lsn < kept_before && kept.value.0 >= pg.state_asked) {
+            if let Some(kept) =
+                pg.state.as_ref().filter(|kept| kept.lsn < kept_before && kept.value.0 >= pg.state_asked)
+            {
                 states.push((*id, kept.value.clone()));
             }
             if pg.commit_durable.as_ref().is_some_and(|kept| kept.lsn < kept_before) {

@@ -69,7 +69,8 @@ impl Store {
         if self.units.available() < units || (!self.layers.contains_key(&key) && self.meta.free_slots() == 0) {
             return Err(StoreError::NoSpace);
         }
-        if Journal::<Item>::cost(RECORD_BYTES_MAX, 0) > self.journal.room(Purpose::Control) {
+        // The room for the claim is kept from here on: a copy that was begun does not fail for want of it.
+        if !self.journal.reserve(Journal::<Item>::cost(RECORD_BYTES_MAX, 0), Purpose::Control) {
             return Err(StoreError::NoJournalSpace);
         }
         let mut aus = [NO_AU; CHUNK_AUS];
@@ -134,9 +135,9 @@ impl Store {
     fn claim(&mut self, id: u64, out: &mut Vec<Output>) {
         let install = &self.installs[&id];
         let (key, token) = (install.record.layer, install.token);
-        let room = Journal::<Item>::cost(RECORD_BYTES_MAX, 0) <= self.journal.room(Purpose::Control);
-        if install.cancelled || !room {
-            let result = Err(if install.cancelled { StoreError::NotFound } else { StoreError::NoJournalSpace });
+        self.journal.unreserve(Journal::<Item>::cost(RECORD_BYTES_MAX, 0));
+        if install.cancelled {
+            let result = Err(StoreError::NotFound);
             let install = self.installs.remove(&id).expect("it was just there");
             install.record.aus.iter().filter(|au| **au != NO_AU).for_each(|au| self.units.give_back(*au));
             self.release_hold(key);

@@ -351,8 +351,7 @@ impl Opener {
 
     fn load_root(&mut self, bytes: &[u8]) {
         let store = self.store.as_mut().expect("chosen before");
-        let (geometry, root, salt) =
-            (store.super_block.geometry, store.super_block.checkpoint, store.super_block.salt);
+        let (geometry, root, salt) = (store.super_block.geometry, store.super_block.checkpoint, store.super_block.salt);
         self.phase = Phase::Directory;
         if root.generation == 0 {
             return;
@@ -418,10 +417,8 @@ impl Opener {
     fn begin_ring(&mut self) {
         let store = self.store.as_mut().expect("chosen before");
         store.meta.finish_loading();
-        let (geometry, root, salt) =
-            (store.super_block.geometry, store.super_block.checkpoint, store.super_block.salt);
-        let scanner =
-            Scanner::new(geometry.journal_bytes, salt, root.tail, root.tail_chain, root.tail_incarnation);
+        let (geometry, root, salt) = (store.super_block.geometry, store.super_block.checkpoint, store.super_block.salt);
+        let scanner = Scanner::new(geometry.journal_bytes, salt, root.tail, root.tail_chain, root.tail_incarnation);
         self.phase = Phase::Ring(Box::new(scanner));
         for (offset, length) in geometry.ring_pieces(root.tail, geometry.journal_bytes) {
             self.reader.want(offset, length);
@@ -507,11 +504,8 @@ impl Opener {
         }
         let mut store = self.store.take().expect("chosen before");
         store.next_op = self.reader.next_op;
-        let recovered = Recovered {
-            verdict: self.verdict,
-            open_count: store.super_block.open_count,
-            pgs: store.recovered_pgs(),
-        };
+        let recovered =
+            Recovered { verdict: self.verdict, open_count: store.super_block.open_count, pgs: store.recovered_pgs() };
         Ok(Some(Opened { store, recovered }))
     }
 }

@@ -56,9 +56,15 @@ struct Part {
 #[derive(Clone)]
 enum Purpose {
     Read,
-    Capture { version: Version, zeroed: BlockMap },
+    Capture {
+        version: Version,
+        zeroed: BlockMap,
+    },
     /// An entry's payload, from the journal; without a token to be written again at the head.
-    Entry { pg: PgId, version: Version },
+    Entry {
+        pg: PgId,
+        version: Version,
+    },
 }
 
 /// A request that waits for the disk.
@@ -266,13 +272,7 @@ impl Store {
         }
     }
 
-    pub(crate) fn read_done(
-        &mut self,
-        id: u64,
-        part: usize,
-        result: Result<Bytes, DiskError>,
-        out: &mut Vec<Output>,
-    ) {
+    pub(crate) fn read_done(&mut self, id: u64, part: usize, result: Result<Bytes, DiskError>, out: &mut Vec<Output>) {
         let Some(job) = self.reads.get_mut(&id) else { return };
         job.parts[part].found = Found::Disk(result);
         job.left -= 1;
@@ -369,9 +369,8 @@ impl Store {
 
     pub(crate) fn status(&self, layer: LayerKey, blocks: BlockRange) -> BlockMap {
         let sources = self.resolve(layer, blocks, true);
-        let data = blocks.iter().zip(sources).filter(|(_, source)| {
-            matches!(source, Source::Home { .. } | Source::Log { .. })
-        });
+        let data =
+            blocks.iter().zip(sources).filter(|(_, source)| matches!(source, Source::Home { .. } | Source::Log { .. }));
         data.map(|(block, _)| block).collect()
     }
 
@@ -402,8 +401,7 @@ impl Store {
             let Some(part) = BlockRange::new(blocks.first() + range.start as u16, range.len() as u16) else { continue };
             parts.push(self.part(part, &sources[range]));
         }
-        let job =
-            ReadJob { token, purpose: Purpose::Entry { pg: pg_id, version }, layer, blocks, parts, left: 0 };
+        let job = ReadJob { token, purpose: Purpose::Entry { pg: pg_id, version }, layer, blocks, parts, left: 0 };
         self.send_read(job, out);
     }
 }

@@ -250,7 +250,8 @@ impl Store {
             let _changed_since = self.mend(lsn, layer, block, checksum, data).is_err();
             self.journal.release(lsn);
         }
-        let unused: Vec<LayerKey> = self.layers.iter().filter(|(_, layer)| layer.is_unused()).map(|(key, _)| *key).collect();
+        let unused: Vec<LayerKey> =
+            self.layers.iter().filter(|(_, layer)| layer.is_unused()).map(|(key, _)| *key).collect();
         unused.into_iter().for_each(|key| self.drop_if_unused(key));
         for id in ids {
             self.ripen(id);
@@ -327,7 +328,8 @@ impl Store {
                         resident: log.entry.payload().len() == log.entry.payload_bytes(),
                     })
                     .collect(),
-                layer_count: pg.layers.iter().filter(|key| self.layers.get(key).is_some_and(|l| l.recorded)).count() as u64,
+                layer_count: pg.layers.iter().filter(|key| self.layers.get(key).is_some_and(|l| l.recorded)).count()
+                    as u64,
             })
             .collect()
     }

@@ -184,15 +184,7 @@ impl SuperBlock {
             open_count,
             tail_uncertain: flags & 1 != 0,
             suspect: flags & 2 != 0,
-            checkpoint: CheckpointRoot {
-                generation,
-                root_home,
-                root_crc,
-                tail,
-                tail_chain,
-                tail_incarnation,
-                durable,
-            },
+            checkpoint: CheckpointRoot { generation, root_home, root_crc, tail, tail_chain, tail_incarnation, durable },
         })
     }
 }

@@ -171,6 +171,20 @@ impl<I> Journal<I> {
         (header_area(record_bytes) + payload_bytes) as u64
     }
 
+    /// Keeps room for a record that will be added later. False if there is not enough.
+    pub fn reserve(&mut self, cost: u64, purpose: Purpose) -> bool {
+        let enough = cost <= self.room(purpose);
+        if enough {
+            self.queued += cost;
+        }
+        enough
+    }
+
+    /// Gives kept room back, or to the record that is now added.
+    pub fn unreserve(&mut self, cost: u64) {
+        self.queued = self.queued.checked_sub(cost).expect("only what was kept is given back");
+    }
+
     /// Adds a record to the frame being filled, or to a new one. The room has been asked for.
     pub fn add(&mut self, payload: Bytes, item: I, record_bytes_max: usize, encode: impl FnOnce(&mut Vec<u8>)) {
         let payload_target = FRAME_PAYLOAD_TARGET.min((self.ring_bytes / 16) as usize);

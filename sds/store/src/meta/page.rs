@@ -211,11 +211,7 @@ pub fn encode_refs(
 
 /// The references in a directory block or root that [`is_current`].
 pub fn decode_refs(block: &[u8]) -> Vec<HomeRef> {
-    let decode = |mut at: &[u8]| HomeRef {
-        generation: at.get_u64_le(),
-        crc: at.get_u32_le(),
-        home: at.get_u8() & 1,
-    };
+    let decode = |mut at: &[u8]| HomeRef { generation: at.get_u64_le(), crc: at.get_u32_le(), home: at.get_u8() & 1 };
     block[META_HEAD_BYTES..].chunks_exact(HOME_REF_BYTES).map(decode).collect()
 }
 
@@ -240,7 +236,9 @@ mod tests {
         let current = HomeRef { generation: 11, crc, home: 1 };
         assert!(is_current(&page, Kind::Page, 9, 10, &current));
         assert!(!is_current(&page, Kind::Page, 9, 10, &HomeRef { generation: 12, ..current }));
-        assert!(!is_current(&page, Kind::Page, 8, 10, &current) && !is_current(&page, Kind::Directory, 9, 10, &current));
+        assert!(
+            !is_current(&page, Kind::Page, 8, 10, &current) && !is_current(&page, Kind::Directory, 9, 10, &current)
+        );
         assert_eq!(decode_page(&page), Some([None, Some(record), None]));
         let mut bad = page.to_vec();
         bad[2000] ^= 1;
