@@ -207,6 +207,24 @@ fn a_snapshot_drains_the_old_sequence_before_the_new_one_starts() {
 }
 
 #[test]
+fn new_changes_are_held_while_the_old_sequence_drains() {
+    let mut world = quiet();
+    world.write(0, CELL);
+    world.run_all();
+    world.faults = Faults { retry: 100, ..QUIET };
+    let old = world.write(0, CELL);
+    world.change_map(vec![volume(SIZE, SnapSeq(1))]);
+    let (requests, new) = (world.session.stats().requests, world.write(CHUNK, CELL));
+    assert_eq!(world.session.stats().requests, requests, "I18: hold");
+    assert_eq!(world.session.snap_seq(), SnapSeq(0), "I18: drain");
+    world.snap_seq = SnapSeq(1);
+    world.faults = QUIET;
+    world.run_all();
+    assert!(world.results[&old].is_ok() && world.results[&new].is_ok());
+    assert_eq!(world.session.snap_seq(), SnapSeq(1), "I18: switch");
+}
+
+#[test]
 fn a_fenced_session_fails_everything_for_good() {
     let mut world = quiet();
     world.fenced = true;
