@@ -48,6 +48,9 @@ impl Replica {
         for device in gone {
             self.drop_member(cx, device);
         }
+        if !self.has_min_isr() {
+            self.park(cx);
+        }
         for device in config.isr.iter().chain(&config.learners).copied().filter(|device| *device != own) {
             let leader = self.lead();
             let member = leader.members.entry(device).or_insert_with(|| Member::new(now));

@@ -1,7 +1,7 @@
 //! What a replica that leads has on its hands: its members, requests, locks and proposals. Made at appointment, gone with
 //! the term.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use mdm_api::config::PgChangeKind;
 use mdm_api::epoch::{AttachGeneration, Epoch, Nanos, RequestNumber, Seq, Term};
@@ -157,6 +157,8 @@ pub(crate) struct Leader {
     pub(crate) epoch_start: Option<Seq>,
     pub(crate) requests: BTreeMap<u64, Request>,
     pub(crate) request_bytes: usize,
+    /// Requests that are held, or wait for a commit or a lease.
+    pub(crate) waiting: BTreeSet<u64>,
     pub(crate) by_identity: BTreeMap<RequestKey, u64>,
     pub(crate) ready: VecDeque<u64>,
     pub(crate) overlaps: Overlaps,
@@ -180,6 +182,7 @@ impl Leader {
             epoch_start: None,
             requests: BTreeMap::new(),
             request_bytes: 0,
+            waiting: BTreeSet::new(),
             by_identity: BTreeMap::new(),
             ready: VecDeque::new(),
             overlaps: Overlaps::default(),
@@ -361,13 +364,15 @@ impl Replica {
         self.ask_members(cx);
         self.advance_activation(cx);
         self.advance_commit(cx);
-        self.resume_reads(cx);
+        self.answer_committed(cx);
+        self.resume_waiting(cx);
         self.order_ready(cx);
         self.order_drops(cx);
         self.feed_resync(cx);
         self.feed_members(cx);
         self.append_own(cx);
         self.advance_commit(cx);
+        self.answer_committed(cx);
         self.settle_fences(cx);
         self.settle_move(cx);
         self.retry_fetches(cx);

@@ -89,20 +89,19 @@ impl Replica {
         layer: LayerKey,
     ) {
         match self.admit(client, operation, identity, layer) {
-            Ok(Some(id)) if self.role == Role::Primary => self.start_request(cx, id),
-            Ok(_) => {}
+            Ok(()) => {}
             Err(error) => cx.out.push(Action::Reply { client, result: Err(error) }),
         }
     }
 
-    /// Takes a request in. `Ok(None)`: it joined one that is under way.
+    /// Takes a request in; it starts at the end of the step, if the replica serves.
     fn admit(
         &mut self,
         client: ClientRef,
         operation: ClientOperation,
         identity: Option<WriteIdentity>,
         layer: LayerKey,
-    ) -> Result<Option<u64>, ClientError> {
+    ) -> Result<(), ClientError> {
         let Some(leader) = self.leader.as_mut() else {
             return Err(ClientError::WrongPrimary(self.config.clone()));
         };
@@ -128,7 +127,7 @@ impl Replica {
                 // I16: the same request again, over another connection perhaps.
                 if let Some(request) = leader.requests.get_mut(waiting) {
                     request.clients.push(client);
-                    return Ok(None);
+                    return Ok(());
                 }
             }
         }
@@ -148,16 +147,8 @@ impl Replica {
             leader.by_identity.insert(key, id);
         }
         leader.requests.insert(id, request);
-        Ok(Some(id))
-    }
-
-    /// Starts what was held while the replica did not serve.
-    pub(crate) fn start_held(&mut self, cx: &mut Cx<'_>) {
-        let requests = self.lead().requests.iter();
-        let held: Vec<u64> = requests.filter(|(_, request)| request.at == At::Held).map(|(id, _)| *id).collect();
-        for id in held {
-            self.start_request(cx, id);
-        }
+        leader.waiting.insert(id);
+        Ok(())
     }
 
     fn start_request(&mut self, cx: &mut Cx<'_>, id: u64) {
@@ -169,12 +160,14 @@ impl Replica {
         }
         if let Some(seq) = leader.overlaps.newest_write(request.layer.chunk, request.blocks) {
             request.at = At::Uncommitted(seq);
+            leader.waiting.insert(id);
             return;
         }
         self.read_store(cx, id);
     }
 
     fn read_store(&mut self, cx: &mut Cx<'_>, id: u64) {
+        self.lead().waiting.remove(&id);
         let Some(request) = self.lead().requests.get_mut(&id) else { return };
         request.at = At::Store;
         let (layer, blocks) = (request.layer, request.blocks);
@@ -185,22 +178,27 @@ impl Replica {
         self.store(cx, Purpose::Request(id), ask);
     }
 
-    /// Goes on with reads whose writes are committed, or whose lease is back.
-    pub(crate) fn resume_reads(&mut self, cx: &mut Cx<'_>) {
-        if self.role != Role::Primary {
+    /// Goes on with requests that were held, and with reads whose writes are committed or whose lease is back.
+    pub(crate) fn resume_waiting(&mut self, cx: &mut Cx<'_>) {
+        if self.role != Role::Primary || self.lead().waiting.is_empty() {
             return;
         }
-        let committed = self.log.committed();
-        let lease = self.holds_lease(cx);
-        let ready = |at: At| match at {
+        let (committed, lease, writable) = (self.log.committed(), self.holds_lease(cx), self.has_min_isr());
+        let leader = self.lead();
+        let ready = |request: &Request| match request.at {
+            At::Held => writable || !matches!(request.work, Work::Change(_)),
             At::Uncommitted(seq) => seq <= committed,
             At::Lease => lease,
-            _ => false,
+            At::Store | At::Blocks | At::Ready | At::Repair => false,
         };
-        let requests = self.lead().requests.iter();
-        let resumed: Vec<u64> = requests.filter(|(_, request)| ready(request.at)).map(|(id, _)| *id).collect();
+        let resumed: Vec<u64> =
+            leader.waiting.iter().copied().filter(|id| leader.requests.get(id).is_some_and(ready)).collect();
         for id in resumed {
-            self.read_store(cx, id);
+            match self.lead().requests.get(&id).map(|request| request.at) {
+                Some(At::Held) => self.start_request(cx, id),
+                Some(_) => self.read_store(cx, id),
+                None => {}
+            }
         }
     }
 
@@ -217,6 +215,7 @@ impl Replica {
         }
         if !lease {
             request.at = At::Lease;
+            self.lead().waiting.insert(id);
             return;
         }
         let answer = match done {
@@ -279,6 +278,7 @@ impl Replica {
         let request = leader.requests.remove(&id)?;
         leader.request_bytes -= request.bytes();
         leader.ready.retain(|ready| *ready != id);
+        leader.waiting.remove(&id);
         if let Work::Change(change) = &request.work {
             leader.by_identity.remove(&request_key(&change.identity));
         }
@@ -289,12 +289,12 @@ impl Replica {
     pub(crate) fn is_new(&mut self, cx: &mut Cx<'_>, id: u64, identity: &WriteIdentity) -> bool {
         let error = match self.sessions.check(identity) {
             Seen::New => return true,
-            Seen::Ordered(seq) if seq <= self.log.committed() => {
+            Seen::Ordered(seq) if seq <= self.log.committed() && self.has_min_isr() => {
                 self.finish_request(cx, id, &Ok(ClientAnswer::Done)); // F23
                 return false;
             }
             Seen::Ordered(seq) => {
-                // In flight, perhaps from the tail of an earlier term: answered when it commits.
+                // In flight, perhaps from the tail of an earlier term: answered when it commits, and the policy holds.
                 let clients = self.lead().requests.get_mut(&id).map(|request| std::mem::take(&mut request.clients));
                 self.lead().replies.entry(seq).or_default().extend(clients.unwrap_or_default());
                 self.finish_request(cx, id, &Ok(ClientAnswer::Done));

@@ -116,8 +116,10 @@ impl Change {
 
 impl Replica {
     pub(crate) fn start_change(&mut self, cx: &mut Cx<'_>, id: u64) {
-        let Some(request) = self.lead().requests.get_mut(&id) else { return };
+        let Some(leader) = self.leader.as_mut() else { return };
+        let Some(request) = leader.requests.get_mut(&id) else { return };
         request.at = At::Blocks;
+        leader.waiting.remove(&id);
         let (chunk, blocks) = (request.layer.chunk, request.blocks);
         let Work::Change(change) = &request.work else { return };
         let (identity, mode) = (change.identity, if change.edges.is_empty() { Mode::Enter } else { Mode::Exclusive });
@@ -147,11 +149,30 @@ impl Replica {
         let Some(block) = missing else {
             request.at = At::Ready;
             self.lead().ready.push_back(id);
+            if !self.has_min_isr() {
+                self.park(cx);
+            }
             return;
         };
         request.at = At::Store;
         let (layer, blocks) = (request.layer, BlockRange::new(block, 1).expect("a block of a chunk"));
         self.store(cx, Purpose::Edge { request: id, block }, StoreRequest::Read { layer, blocks });
+    }
+
+    /// Writes wait for the policy outside, without their blocks: the copies that bring a replica back need those.
+    pub(crate) fn park(&mut self, cx: &mut Cx<'_>) {
+        let ready = std::mem::take(&mut self.lead().ready);
+        for id in ready {
+            let leader = self.lead();
+            let Some(request) = leader.requests.get_mut(&id) else { continue };
+            request.at = At::Held;
+            if let Work::Change(change) = &mut request.work {
+                change.edges.iter_mut().for_each(|(_, content)| *content = None);
+            }
+            leader.waiting.insert(id);
+            let granted = leader.overlaps.release(request.layer.chunk, id);
+            self.entered(cx, granted);
+        }
     }
 
     pub(crate) fn edge_read(&mut self, cx: &mut Cx<'_>, id: u64, block: u16, done: StoreDone) {
@@ -265,10 +286,6 @@ impl Replica {
         for device in self.required_others() {
             through = through.min(self.lead().members.get(&device).map_or(Seq(0), |member| member.acked));
         }
-        if !self.has_min_isr() {
-            // The tail of earlier terms and the start of this one may commit, clients' writes wait for the policy.
-            through = through.min(self.lead().epoch_start.unwrap_or(through));
-        }
         let before = self.log.committed();
         if through <= before {
             return;
@@ -287,20 +304,28 @@ impl Replica {
                 }
             }
         }
-        let open = self.lead().replies.split_off(&through.next());
-        let answered = std::mem::replace(&mut self.lead().replies, open);
-        for client in answered.into_values().flatten() {
-            cx.out.push(Action::Reply { client, result: Ok(ClientAnswer::Done) });
-        }
         cx.out.extend(dropped.into_iter().map(|vtree| Action::Dropped { vtree }));
         let started = self.lead().epoch_start.is_some_and(|start| start <= through);
         if self.is_at(ActivationStep::CommitEpochStart) && started {
             self.become_role(Role::Primary); // I11
             let (pg, term) = (self.me.pg, self.lead().term);
             cx.context.leases.forget_exclusions(pg, term);
-            self.start_held(cx);
         }
         self.entered(cx, granted);
+    }
+
+    /// Answers the clients of what is committed. With fewer copies than the policy asks for, nothing is acknowledged: the
+    /// answers wait until there are enough again.
+    pub(crate) fn answer_committed(&mut self, cx: &mut Cx<'_>) {
+        if !self.has_min_isr() || self.lead().replies.is_empty() {
+            return;
+        }
+        let committed = self.log.committed();
+        let open = self.lead().replies.split_off(&committed.next());
+        let answered = std::mem::replace(&mut self.lead().replies, open);
+        for client in answered.into_values().flatten() {
+            cx.out.push(Action::Reply { client, result: Ok(ClientAnswer::Done) });
+        }
     }
 
     /// The store must drop a tree; ordered when nobody holds its chunks.
