@@ -88,20 +88,17 @@ impl Owner {
                         self.metrics.set(&self.node.figures());
                     }
                 }
-                Some(event) = self.peer_inbox.recv() => {
-                    self.step(event)?;
-                    for _ in 1..BATCH {
-                        let Ok(event) = self.peer_inbox.try_recv() else { break };
-                        self.step(event)?;
-                    }
-                }
-                Some(input) = self.inbox.recv() => {
-                    self.take(input)?;
-                    for _ in 1..BATCH {
-                        let Ok(input) = self.inbox.try_recv() else { break };
-                        self.take(input)?;
-                    }
-                }
+                Some(event) = self.peer_inbox.recv() => self.step(event)?,
+                Some(input) = self.inbox.recv() => self.take(input)?,
+            }
+            // Both queues get their turn each time, whichever is never empty.
+            for _ in 0..BATCH {
+                let Ok(event) = self.peer_inbox.try_recv() else { break };
+                self.step(event)?;
+            }
+            for _ in 0..BATCH {
+                let Ok(input) = self.inbox.try_recv() else { break };
+                self.take(input)?;
             }
         }
     }

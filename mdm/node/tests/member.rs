@@ -1,5 +1,7 @@
 //! Promises of a member, alone and in a group of three, on virtual time.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 mod harness;
 
 use harness::{Got, World};
@@ -178,6 +180,41 @@ fn a_leader_that_is_removed_hands_over_and_goes() {
     let new = world.leader().expect("the others go on");
     let tool = world.admin(new);
     command(world.call(new, tool, add_domain(2, "d"), 500));
+}
+
+#[test]
+fn a_tie_breaker_votes_and_never_takes_commands() {
+    let mut world = World::new();
+    world.add_member(2);
+    world.run(3000);
+    let tie_breaker = world.add_member_as(3, true);
+    world.run(3000);
+    let first = world.leader().unwrap();
+    world.kill(first);
+    world.run(6000);
+    let second = world.leader().expect("a manager and a tie-breaker elect the manager");
+    assert!(second != first && second != tie_breaker);
+    let tool = world.admin(second);
+    command(world.call(second, tool, add_domain(1, "d"), 300));
+    let tool = world.admin(tie_breaker);
+    let answer = world.call(tie_breaker, tool, add_domain(2, "e"), 300);
+    assert!(matches!(answer, Some(Err(RequestError::NotLeader(Some(_))))), "{answer:?}");
+}
+
+#[test]
+fn a_member_whose_log_was_wiped_stops_and_says_what_to_do() {
+    let mut world = World::three();
+    let leader = world.leader().unwrap();
+    let wiped = *world.members.keys().find(|id| **id != leader).unwrap();
+    world.kill(wiped);
+    world.run(500);
+    world.start_wiped(wiped);
+    world.run(5000);
+    let halted = world.members[&wiped].halted.clone().expect("it is refused under its old id");
+    assert!(halted.contains("scli mdm remove") && halted.contains("mdm join"), "{halted}");
+    let leader = world.leader().expect("the others go on");
+    let tool = world.admin(leader);
+    command(world.call(leader, tool, add_domain(1, "d"), 300));
 }
 
 /// A small system: a domain, a pool, two servers with a device each, one client.

@@ -103,14 +103,19 @@ impl World {
         Moment { now: self.now, wall_s: 1_700_000_000 + self.now.0 / 1_000_000_000, seed }
     }
 
-    /// Joins a further member.
+    /// Joins a further manager.
     pub fn add_member(&mut self, number: u64) -> MdmId {
+        self.add_member_as(number, false)
+    }
+
+    /// Joins a further member.
+    pub fn add_member_as(&mut self, number: u64, tie_breaker: bool) -> MdmId {
         let leader = self.leader().expect("somebody leads");
         let connection = self.connect(leader, PeerRole::Joiner);
         let store_id = 100 + number;
         let role = mdm_api::control::JoinRole::Mdm {
             name: format!("mdm{number}"),
-            tie_breaker: false,
+            tie_breaker,
             address: format!("h{number}:6611"),
             peer_address: format!("h{number}:9011"),
             store_id,
@@ -158,6 +163,15 @@ impl World {
         let mut actions = Vec::new();
         let node = Node::open(settings, recovered, self.moment(), &mut actions).unwrap();
         self.members.get_mut(&id).expect("a member").node = Some(node);
+        self.carry_out(id, actions);
+    }
+
+    /// It starts under its old id with a new log, as after a lost disk.
+    pub fn start_wiped(&mut self, id: MdmId) {
+        let settings = self.settings(id);
+        let mut actions = Vec::new();
+        let node = Node::join(settings, StoreId(4711), self.moment(), &mut actions).expect("a new log");
+        self.members.insert(id, Member { node: Some(node), files: BTreeMap::new(), halted: None });
         self.carry_out(id, actions);
     }
 
