@@ -171,6 +171,9 @@ impl Store {
             }
             Record::Void { pg, after } => self.void_in_memory(pg, after),
             Record::RemoveLayers { pg, through, layers } => {
+                // It was said of committed entries: kept in mind, since the mark of that commit may not have been durable.
+                let known = &mut self.pgs.entry(pg).or_default().committed;
+                *known = through.max(*known);
                 for key in layers {
                     self.neutralise(pg, key, through);
                     self.replay_removal(pg, key, lsn);
@@ -269,7 +272,7 @@ impl Store {
         let Some(pg) = self.pgs.get_mut(&id) else { return true };
         pg.state_asked = pg.through();
         pg.commit_logged = pg.committed_durably();
-        pg.committed = pg.commit_logged.max(applied.seq);
+        pg.committed = pg.committed.max(pg.commit_logged).max(applied.seq);
         pg.last = pg.log.keys().next_back().copied().unwrap_or_default().max(pg.through());
         if pg.committed > pg.commit_logged {
             self.commit_dirty.insert(id);

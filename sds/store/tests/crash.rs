@@ -384,7 +384,7 @@ impl World {
     fn step(&mut self) {
         match self.random.below(1000) {
             0..=299 if self.change.is_none() => self.append(),
-            300..=449 => self.commit(),
+            300..=449 if self.change.is_none() => self.commit(),
             450..=479 => {
                 let ms = [1, 30, 300, 1500][self.random.below(4) as usize];
                 self.machine.tick(ms);
@@ -516,7 +516,9 @@ fn compare_contents(machine: &mut Machine, index: u32, expected: &BTreeMap<Layer
     };
     let wanted: Vec<(LayerKey, Version)> = expected.iter().map(|(key, content)| (*key, content.version)).collect();
     if chunks != wanted {
-        return Err(format!("group {index}: layers {chunks:?}, wanted {wanted:?}"));
+        let extra: Vec<_> = chunks.iter().filter(|chunk| !wanted.contains(chunk)).collect();
+        let missing: Vec<_> = wanted.iter().filter(|chunk| !chunks.contains(chunk)).collect();
+        return Err(format!("group {index}: layers {extra:?} should not be there, {missing:?} should"));
     }
     for (key, content) in expected {
         match machine.call(Request::Read { layer: *key, blocks: BlockRange::WHOLE }) {
