@@ -139,18 +139,18 @@ impl Store {
     }
 
     /// Refuses what changes a group that is on its way out, and what the journal has no room for.
-    pub(crate) fn admit_control(&self, pg: PgId, record_bytes: usize) -> Result<(), StoreError> {
+    pub(crate) fn admit_control(&self, pg: PgId, record_bytes: usize, purpose: Purpose) -> Result<(), StoreError> {
         if self.pgs.get(&pg).is_some_and(|pg| pg.forgetting) {
             return Err(StoreError::OutOfOrder);
         }
-        if Journal::<Item>::cost(record_bytes, 0) > self.journal.room(Purpose::Control) {
+        if Journal::<Item>::cost(record_bytes, 0) > self.journal.room(purpose) {
             return Err(StoreError::NoJournalSpace);
         }
         Ok(())
     }
 
     pub(crate) fn promise(&mut self, token: Token, pg: PgId, term: Term) -> Accepted {
-        self.admit_control(pg, 32)?;
+        self.admit_control(pg, 32, Purpose::Control)?;
         self.add_promise(pg, term);
         self.journal.wait(token);
         Ok(None)
@@ -166,8 +166,11 @@ impl Store {
         if state.len() > limit {
             return Err(StoreError::Malformed);
         }
-        self.admit_control(pg_id, state.len() + 32)?;
+        let room = self.admit_control(pg_id, state.len() + 32, Purpose::State);
         let pg = self.pgs.entry(pg_id).or_default();
+        // Refused or not, it has been heard; if it is still wanted it is asked for again.
+        pg.state_wanted = false;
+        room?;
         if through < pg.state_asked {
             return Err(StoreError::OutOfOrder);
         }
@@ -176,7 +179,6 @@ impl Store {
             return Err(StoreError::NoJournalSpace);
         }
         pg.state_asked = through;
-        pg.state_wanted = false;
         pg.last = pg.last.max(through);
         self.add_state(pg_id, through, state);
         self.journal.wait(token);
@@ -184,6 +186,7 @@ impl Store {
     }
 
     pub(crate) fn add_state(&mut self, pg: PgId, through: Seq, state: Bytes) {
+        self.pgs.entry(pg).or_default().states_on_their_way += 1;
         let length = state.len() + 32;
         let record = Record::State { pg, through, state: state.clone() };
         self.journal.add(Bytes::new(), Item::State { pg, through, state }, length, |out| record.encode(out));
@@ -213,7 +216,7 @@ impl Store {
             return;
         }
         let wanted = self.is_idle() || self.is_draining() || self.is_pressed();
-        if !wanted || Journal::<Item>::cost(COMMIT_BYTES, 0) > self.journal.room(Purpose::Own) {
+        if !wanted || Journal::<Item>::cost(COMMIT_BYTES, 0) > self.journal.room(Purpose::Mark) {
             return;
         }
         let Some(pg_id) = self.commit_dirty.pop_first() else { return };
@@ -316,7 +319,9 @@ impl Store {
             }
             Item::State { pg, through, state } => {
                 let length = state.len() as u64;
-                let place = &mut self.pgs.entry(pg).or_default().state;
+                let known = self.pgs.entry(pg).or_default();
+                known.states_on_their_way -= 1;
+                let place = &mut known.state;
                 if place.as_ref().is_some_and(|old| old.value.0 > through) {
                     self.journal.release(lsn);
                     return;

@@ -21,6 +21,9 @@ use crate::meta::page::ChunkRecord;
 use crate::request::{Answer, Output, Token};
 use crate::store::{Item, Store};
 
+/// Milliseconds after which a full journal is looked through again for what holds its tail.
+const RETRY_MS: u64 = 100;
+
 /// A change that waits to be durable, then to be carried out.
 pub(crate) enum Control {
     /// Layers go, with the entries up to `through`.
@@ -57,7 +60,7 @@ fn tree_range(vtree: VtreeId) -> std::ops::RangeInclusive<LayerKey> {
 
 impl Store {
     pub(crate) fn void(&mut self, token: Token, pg_id: PgId, after: Seq) -> Accepted {
-        self.admit_control(pg_id, 32)?;
+        self.admit_control(pg_id, 32, Purpose::Control)?;
         let pg = self.pgs.entry(pg_id).or_default();
         let first_gone = pg.log.range(after.next()..).next().map(|(seq, _)| *seq);
         if after < pg.state_asked || first_gone.is_some_and(|seq| seq <= pg.committed) {
@@ -116,7 +119,7 @@ impl Store {
             return Err(StoreError::Malformed);
         }
         let bytes = 64 + 24 * layers.len();
-        self.admit_control(pg, bytes)?;
+        self.admit_control(pg, bytes, Purpose::Control)?;
         let through = self.pgs.get(&pg).map_or(Seq(0), |pg| pg.committed);
         let record = Record::RemoveLayers { pg, through, layers: layers.clone() };
         self.add_control(Bytes::new(), bytes, &record, Control::Remove { token, pg, through, layers });
@@ -124,7 +127,7 @@ impl Store {
     }
 
     pub(crate) fn forget_pg(&mut self, token: Token, pg_id: PgId) -> Accepted {
-        self.admit_control(pg_id, 32)?;
+        self.admit_control(pg_id, 32, Purpose::Control)?;
         self.pgs.entry(pg_id).or_default().forgetting = true;
         self.commit_dirty.remove(&pg_id);
         for install in self.installs.values_mut().filter(|install| install.pg == pg_id) {
@@ -358,7 +361,8 @@ impl Store {
     pub(crate) fn relocate(&mut self, out: &mut Vec<Output>) {
         let (head, ring) = (self.journal.head(), self.journal.ring_bytes());
         let squeezed = self.units_are_short() && !self.journal.is_busy() && self.checkpoint.is_none();
-        let regular = head - self.relocated_at >= ring / 16;
+        let stuck = self.journal.used() > ring / 4 * 3 && self.now.ms_since(self.relocated_when) >= RETRY_MS;
+        let regular = stuck || head - self.relocated_at >= ring / 16;
         if !regular && !(squeezed && self.journal.tail() < self.units.quarantined_before()) {
             return;
         }
@@ -369,7 +373,7 @@ impl Store {
         let quarter = head.saturating_sub(ring / 4);
         let squeeze = if squeezed { self.units.quarantined_before() } else { 0 };
         self.carry_forward(half.max(squeeze), half, quarter.max(squeeze), out);
-        self.relocated_at = self.journal.head();
+        (self.relocated_at, self.relocated_when) = (self.journal.head(), self.now);
     }
 
     fn carry_forward(&mut self, kept_before: u64, entries_before: u64, wanted_before: u64, out: &mut Vec<Output>) {
@@ -378,9 +382,7 @@ impl Store {
             if let Some(kept) = pg.promise.as_ref().filter(|kept| kept.lsn < kept_before) {
                 promises.push((*id, kept.value));
             }
-            if let Some(kept) =
-                pg.state.as_ref().filter(|kept| kept.lsn < kept_before && kept.value.0 >= pg.state_asked)
-            {
+            if let Some(kept) = pg.state.as_ref().filter(|kept| kept.lsn < kept_before && pg.states_on_their_way == 0) {
                 states.push((*id, kept.value.clone()));
             }
             if pg.commit_durable.as_ref().is_some_and(|kept| kept.lsn < kept_before) {
@@ -421,14 +423,14 @@ impl Store {
     }
 
     fn has_own_room(&self, record_bytes: usize, payload_bytes: usize) -> bool {
-        Journal::<Item>::cost(record_bytes, payload_bytes) <= self.journal.room(Purpose::Own)
+        Journal::<Item>::cost(record_bytes, payload_bytes) <= self.journal.room(Purpose::Carry)
     }
 
     fn carry_entry(&mut self, pg: PgId, seq: Seq, out: &mut Vec<Output>) {
         let Some(log) = self.pgs.get(&pg).and_then(|pg| pg.log.get(&seq)) else { return };
         let cost = Journal::<Item>::cost(record_bytes_max(&log.entry), log.entry.payload_bytes());
         // A quarter of the ring stays free of carried entries: else they would only chase each other around.
-        if cost + self.journal.ring_bytes() / 4 > self.journal.room(Purpose::Own) {
+        if cost + self.journal.ring_bytes() / 4 > self.journal.room(Purpose::Carry) {
             return;
         }
         if log.entry.payload().len() == log.entry.payload_bytes() {

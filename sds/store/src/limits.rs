@@ -18,10 +18,14 @@ pub const FRAME_PAYLOAD_MAX: usize = FRAME_PAYLOAD_TARGET + (1 << 20);
 pub const STATE_BYTES_MAX: usize = 1 << 20;
 /// All states together take at most this part of the ring, since they are carried along at its head for ever.
 pub const STATES_SHARE: u64 = 8;
-/// The part of the ring that appends of data cannot use: promises, states, voids and deletes always have room.
-pub const CONTROL_SHARE: u64 = 20;
-/// Half of the control part again is for the store's own re-appends alone, without which the tail could not move.
-pub const OWN_SHARE: u64 = 40;
+/// What appends of data leave free of the ring: a part of it (5 %), and at least so many pages, which count in small rings.
+pub const DATA_KEEPS: (u64, u64) = (20, 14);
+/// What promises, voids, deletes and copies leave free.
+pub const CONTROL_KEEPS: (u64, u64) = (40, 10);
+/// What states leave free.
+pub const STATE_KEEPS: (u64, u64) = (80, 6);
+/// What the store's own carrying forward leaves free for commit marks, without which nothing is applied.
+pub const CARRY_KEEPS: (u64, u64) = (160, 3);
 /// The least journal: a few frames of the largest kind must fit in the reserves. Small ones are for tests.
 pub const JOURNAL_BYTES_MIN: u64 = 128 << 10;
 /// The least journal of a device formatted by default.

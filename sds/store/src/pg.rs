@@ -39,6 +39,8 @@ pub(crate) struct Pg {
     pub(crate) state: Option<Kept<(Seq, Bytes)>>,
     /// The highest `through` of a state asked for, durable or not.
     pub(crate) state_asked: Seq,
+    /// States on their way into the journal. While there are any, the one in force is not carried forward: it would overtake.
+    pub(crate) states_on_their_way: u32,
     /// Committed, as far as told.
     pub(crate) committed: Seq,
     /// A commit record up to here is in the journal, durable or not.

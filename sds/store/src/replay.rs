@@ -70,6 +70,7 @@ impl Store {
             last_checkpoint: Nanos(0),
             last_append: Nanos(0),
             relocated_at: 0,
+            relocated_when: Nanos(0),
             drains: Vec::new(),
             settles: Vec::new(),
         }

@@ -108,6 +108,7 @@ pub struct Store {
     pub(crate) last_append: Nanos,
     /// Where the head was when old things were last carried forward.
     pub(crate) relocated_at: u64,
+    pub(crate) relocated_when: Nanos,
     /// Who waits for everything to be applied and checkpointed.
     pub(crate) drains: Vec<Token>,
     /// Who waits for the verdict to be settled.
@@ -264,6 +265,26 @@ impl Store {
     /// The first cause of failure, if the device has failed.
     pub fn failure(&self) -> Option<DiskError> {
         self.failed
+    }
+
+    /// What is under way, in words, for a person who asks why nothing moves.
+    pub fn describe(&self) -> String {
+        format!(
+            "ripe {}, jobs {}, controls {}, unsettled {}, journal busy {} head {} durable {} tail {} candidate {}, \
+             commit marks {}, checkpoint {}, space {:?}",
+            self.ripe.len(),
+            self.jobs.len(),
+            self.controls.len(),
+            self.unsettled,
+            self.journal.is_busy(),
+            self.journal.head(),
+            self.journal.durable(),
+            self.journal.tail(),
+            self.journal.tail_candidate().lsn,
+            self.commit_dirty.len(),
+            self.checkpoint.is_some(),
+            self.space(),
+        )
     }
 
     /// The super block as last written or about to be.

@@ -16,18 +16,25 @@ use bytes::Bytes;
 
 use crate::journal::frame::{FRAME_VERSION, FrameHead, header_area};
 use crate::journal::scan::JournalEnd;
-use crate::limits::{CONTROL_SHARE, FRAME_PAYLOAD_TARGET, FRAME_RECORDS_TARGET, FRAMES_IN_FLIGHT, OWN_SHARE};
+use crate::limits::{
+    CARRY_KEEPS, CONTROL_KEEPS, DATA_KEEPS, FRAME_PAYLOAD_TARGET, FRAME_RECORDS_TARGET, FRAMES_IN_FLIGHT, PAGE_BYTES,
+    STATE_KEEPS,
+};
 use crate::request::Token;
 
-/// Who asks for room in the ring.
+/// Who asks for room in the ring. Each may go on where the one before must stop, so that what frees the tail always fits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// Data of clients: everything but the reserves.
     Data,
-    /// Promises, states, voids, deletes: all but the store's own reserve.
+    /// Promises, voids, deletes, copies.
     Control,
-    /// What the store writes again to free the tail.
-    Own,
+    /// States: they let entries go.
+    State,
+    /// What the store writes again at the head to free the tail.
+    Carry,
+    /// Commit marks: without them nothing is applied.
+    Mark,
 }
 
 /// Where the tail could be, and what the frame there chains to.
@@ -158,11 +165,14 @@ impl<I> Journal<I> {
 
     /// Bytes that a purpose may still take.
     pub fn room(&self, purpose: Purpose) -> u64 {
-        let kept = match purpose {
-            Purpose::Data => self.ring_bytes / CONTROL_SHARE,
-            Purpose::Control => self.ring_bytes / OWN_SHARE,
-            Purpose::Own => 0,
+        let (share, pages) = match purpose {
+            Purpose::Data => DATA_KEEPS,
+            Purpose::Control => CONTROL_KEEPS,
+            Purpose::State => STATE_KEEPS,
+            Purpose::Carry => CARRY_KEEPS,
+            Purpose::Mark => (u64::MAX, 0),
         };
+        let kept = (self.ring_bytes / share).max(pages * PAGE_BYTES as u64);
         self.ring_bytes.saturating_sub(self.used() + self.queued + kept)
     }
 

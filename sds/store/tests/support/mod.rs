@@ -307,7 +307,7 @@ impl Machine {
             }
             if self.disk.in_flight.is_empty() { self.tick(50) } else { self.complete(0) }
         }
-        panic!("never answered");
+        panic!("never answered: {}", self.store.describe());
     }
 
     pub fn call(&mut self, request: Request) -> Result<sds_store::request::Answer, sds_store::error::StoreError> {
