@@ -205,6 +205,7 @@ async fn fio_verifies_what_it_wrote_at_depth_32() {
         "--verify_fatal=1",
         "--io_size=128m",
         "--randrepeat=0",
+        "--verify_state_save=0",
         "--output-format=terse",
     ];
     succeed("fio", &arguments).await;

@@ -203,7 +203,7 @@ impl State {
 
     /// The authority's certificate.
     pub fn authority_file(&self) -> PathBuf {
-        self.directory.join("mdm1").join("ca.pem")
+        self.directory.join("mdm1").join("authority.pem")
     }
 
     /// The session file of scli.

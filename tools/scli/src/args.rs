@@ -10,7 +10,10 @@ use crate::session::{self, Session};
 
 /// Runs one command line.
 pub async fn run(arguments: Vec<String>) -> anyhow::Result<()> {
-    let matches = command().get_matches_from(arguments);
+    let matches = match command().try_get_matches_from(arguments) {
+        Ok(matches) => matches,
+        Err(error) => return wrong_line(&error),
+    };
     let format = match matches.get_one::<String>("output").map(String::as_str) {
         Some("json") => Format::Json,
         _ => Format::Table,
@@ -35,6 +38,18 @@ pub async fn run(arguments: Vec<String>) -> anyhow::Result<()> {
         }
         None => bail!("name what to do: see 'scli --help'"),
     }
+}
+
+/// Help and version are printed as they are; a wrong line gets one line, as everything else that is refused.
+fn wrong_line(error: &clap::Error) -> anyhow::Result<()> {
+    if !error.use_stderr() || error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        error.exit();
+    }
+    let text = error.to_string();
+    let first: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+    let what = first.join(" ");
+    eprintln!("scli: {}: see 'scli --help'", what.trim_start_matches("error: "));
+    std::process::exit(2);
 }
 
 fn show(asked: Asked, format: Format) -> anyhow::Result<()> {
@@ -103,7 +118,7 @@ pub fn command() -> Command {
                 .long("ca")
                 .global(true)
                 .env("ASHLAR_CA")
-                .help("File with the system's certificate authority, ca.pem of any MDM; remembered by login"),
+                .help("File with the system's certificate authority, authority.pem of any MDM; remembered by login"),
         )
         .arg(
             Arg::new("session")

@@ -105,7 +105,7 @@ impl Place {
             (Some(path), _) => std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?,
             (None, Some(saved)) => saved.ca_pem.clone(),
             (None, None) => bail!(
-                "the system's certificate is not known: copy ca.pem from an MDM's data directory and name it with --ca"
+                "the system's certificate is not known: copy authority.pem from an MDM's data directory and name it with --ca"
             ),
         };
         let mdms = match (&self.mdms, &earlier) {
@@ -130,7 +130,7 @@ impl Place {
     /// Opens the session that was kept.
     pub fn open(&self) -> anyhow::Result<Session> {
         let Some(saved) = self.load()? else {
-            bail!("not logged in: run 'scli login --mdm host:port --ca ca.pem'");
+            bail!("not logged in: run 'scli login --mdm host:port --ca authority.pem'");
         };
         let mdms = if self.mdms.is_empty() { saved.mdms } else { self.mdms.clone() };
         let tls =

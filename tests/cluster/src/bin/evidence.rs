@@ -1,0 +1,164 @@
+//! The long runs. Each writes what it measured into `docs/evidence/`: commit, command, machine, figures.
+//!
+//! `cargo run --release -p cluster --bin evidence -- a2|a3|a4|a5|a7`
+
+use std::fmt::Write;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use cluster::runs::{blackout, interop, kills, memory, pause, show};
+use cluster::{programs, shell};
+
+/// Most that a daemon may grow between the looks, in percent.
+const GROWTH_PERCENT_MAX: u64 = 110;
+/// Most memory of a data server with two devices.
+const SDS_BYTES_MAX: u64 = 400 << 20;
+/// Most that the absence of all metadata managers may add to the longest gap.
+const MDM_GAP_MAX: Duration = Duration::from_millis(50);
+/// Largest median of the pauses after a killed server.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let result = match arguments.as_slice() {
+        [name] => evidence(name),
+        _ => Err(anyhow::anyhow!("name one run: a2, a3, a4, a5 or a7")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("evidence: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn evidence(name: &str) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let mut verdict = Ok(());
+    let (title, text) = match name {
+        "a2" => ("A tree is copied while servers and metadata managers are killed", a2()?),
+        "a3" => ("All processes are killed at once during writes", a3()?),
+        "a4" => ("Other people's clients, also while a server is killed", a4()?),
+        "a5" => {
+            let (text, fine) = a5()?;
+            verdict = fine;
+            ("The pause after a kill", text)
+        }
+        "a7" => {
+            let (text, fine) = a7()?;
+            verdict = fine;
+            ("Memory under 30 minutes of random writes", text)
+        }
+        other => bail!("there is no run '{other}': choose a2, a3, a4, a5 or a7"),
+    };
+    let path = programs::root().join("docs").join("evidence").join(format!("{name}.md"));
+    let text = format!("# {title}\n\n{}{text}", preface(name, started.elapsed())?);
+    std::fs::write(&path, &text).with_context(|| format!("cannot write {}", path.display()))?;
+    print!("{text}");
+    verdict
+}
+
+/// What was run, of which commit, on what kind of machine.
+fn preface(name: &str, span: Duration) -> anyhow::Result<String> {
+    let root = programs::root();
+    let git = |arguments: &[&str]| shell::run(std::process::Command::new("git").current_dir(&root).args(arguments));
+    let commit = git(&["rev-parse", "HEAD"])?;
+    let dirty = !git(&["status", "--porcelain", "--untracked-files=no"])?.trim().is_empty();
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("cannot read the kernel's release")?;
+    let cores = std::thread::available_parallelism().context("cannot count the cores")?;
+    Ok(format!(
+        "| | |\n|---|---|\n| commit | `{}`{} |\n| command | `cargo run --release -p cluster --bin evidence -- {name}` |\n\
+         | machine | {cores} virtual cores, kernel {}; all daemons and devices on one disk |\n| duration | {} |\n\n",
+        commit.trim(),
+        if dirty { ", with changes on top" } else { "" },
+        kernel.trim(),
+        show(span)
+    ))
+}
+
+fn a2() -> anyhow::Result<String> {
+    let outcome = kills::run(&kills::FULL)?;
+    let mut text = format!(
+        "A tree of {} files and {} MiB was copied {} times onto a mounted ext4 without an I/O error; the last {} copies \
+         equal the source (`diff -r`, after a fresh mount); `e2fsck -fn` is clean.\n\n| fault | all healthy after |\n|---|---|\n",
+        outcome.tree.files,
+        outcome.tree.bytes >> 20,
+        outcome.copies,
+        outcome.compared
+    );
+    for (what, span) in &outcome.faults {
+        writeln!(text, "| {what} | {} |", show(*span))?;
+    }
+    Ok(text)
+}
+
+fn a3() -> anyhow::Result<String> {
+    let outcome = blackout::run(&blackout::FULL)?;
+    let healing: Vec<String> = outcome.healing.iter().map(|span| show(*span)).collect();
+    Ok(format!(
+        "{} black-outs. All of {} records that `fsync` had acknowledged and all of {} answered writes are there; \
+         `e2fsck -fn` is clean after each; all copies are identical (the volumes were read with each data server down in \
+         turn).\n\nFrom the start of all processes to full health: {}.\n",
+        outcome.healing.len(),
+        outcome.records,
+        outcome.writes,
+        healing.join(", ")
+    ))
+}
+
+fn a4() -> anyhow::Result<String> {
+    let outcome = interop::run(&interop::FULL)?;
+    Ok(format!(
+        "`nbdcopy` and `qemu-img convert` each wrote an image of {} MiB and read it back identical. `fio --ioengine=nbd` \
+         (random writes of 4 KiB to 1 MiB, depth 32, `verify=crc32c`): {} run undisturbed and {} run(s) during which \
+         a server was killed and started {} times, all verified.\n",
+        outcome.image_bytes >> 20,
+        outcome.fio_runs.0,
+        outcome.fio_runs.1,
+        outcome.kills
+    ))
+}
+
+fn a5() -> anyhow::Result<(String, anyhow::Result<()>)> {
+    let outcome = pause::run(&pause::FULL)?;
+    let gaps: Vec<String> = outcome.kills.iter().map(|gap| show(*gap)).collect();
+    let text = format!(
+        "Longest time between completions of a 4 KiB write loop over every chunk in turn, depth 1; {} writes in all.\n\n\
+         | | longest gap |\n|---|---|\n| nothing wrong | {} |\n| all metadata managers dead | {} |\n\
+         | a server killed and left down 10 s, median of {} | {} |\n\nEach kill: {}.\n",
+        outcome.writes,
+        show(outcome.undisturbed),
+        show(outcome.without_mdms),
+        outcome.kills.len(),
+        show(outcome.median()),
+        gaps.join(", ")
+    );
+    let verdict = if outcome.median() > PAUSE_MAX {
+        Err(anyhow::anyhow!("the median pause is above {}", show(PAUSE_MAX)))
+    } else if outcome.without_mdms > outcome.undisturbed + MDM_GAP_MAX {
+        Err(anyhow::anyhow!("without metadata managers the gap is more than {} longer", show(MDM_GAP_MAX)))
+    } else {
+        Ok(())
+    };
+    Ok((text, verdict))
+}
+
+fn a7() -> anyhow::Result<(String, anyhow::Result<()>)> {
+    let usages = memory::run(&memory::FULL)?;
+    let mut text = String::from(
+        "Resident memory while `fio` writes 4 KiB at random at depth 32.\n\n| daemon | at 5 min | at 30 min |\n|---|---|---|\n",
+    );
+    let mut verdict = Ok(());
+    for usage in &usages {
+        writeln!(text, "| {} | {} MiB | {} MiB |", usage.name, usage.early_bytes >> 20, usage.late_bytes >> 20)?;
+        if usage.late_bytes * 100 > usage.early_bytes * GROWTH_PERCENT_MAX {
+            verdict = Err(anyhow::anyhow!("{} has grown by more than a tenth", usage.name));
+        }
+        if usage.name.starts_with("sds") && usage.late_bytes > SDS_BYTES_MAX {
+            verdict = Err(anyhow::anyhow!("{} needs more than 400 MiB", usage.name));
+        }
+    }
+    Ok((text, verdict))
+}
