@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use raft::eraftpb::{HardState, Message};
+use raft::eraftpb::{Entry, HardState, Message};
 use raft::{Config, RawNode, SnapshotStatus, StateRole};
 use slog::{Discard, Logger, o};
 
@@ -15,7 +15,8 @@ use crate::identity::{Payload, Refusal, SeenPeers, Start, StoreId};
 use crate::lead::Reads;
 use crate::limits::{MAX_APPEND_BYTES, MAX_INFLIGHT_APPENDS, MAX_STATE_BYTES, MAX_UNCOMMITTED_BYTES};
 use crate::log::LogWriter;
-use crate::members::{Member, Members};
+use crate::members::{Member, Members, MembersChange};
+use crate::message::{self, Meaning};
 use crate::ready::{Batch, Outstanding};
 use crate::settings::{Action, Event, HaltReason, Nanos, Settings};
 use crate::snapshot::Snapshot;
@@ -160,6 +161,7 @@ impl RaftNode {
         stable.start = Start { count: stable.start.count + 1, nonce: settings.start_nonce };
         stable.commit = stable.commit.max(snapshot.as_ref().map_or(0, |s| s.index));
         stable.term = stable.term.max(snapshot.as_ref().map_or(0, |s| s.term));
+        stable.commit = stable.commit.max(committed_alone(settings.id, snapshot.as_ref(), &entries));
         // What was read may have been in memory only, if it was the process that died and not the power.
         let mut ops = vec![log.sync()];
         if torn {
@@ -176,7 +178,7 @@ impl RaftNode {
         settings: Settings,
         stable: Stable,
         log: LogWriter,
-        (base, entries): ((u64, u64), Vec<raft::eraftpb::Entry>),
+        (base, entries): ((u64, u64), Vec<Entry>),
         snapshot: Option<Snapshot>,
         ops: Vec<FileOp>,
         out: &mut Vec<Action>,
@@ -369,6 +371,21 @@ impl RaftNode {
         }
         out.push(Action::Halted { reason });
     }
+}
+
+/// How far the log of a sole voter is committed for certain: through its first change of who votes. Until that was applied,
+/// nobody else could lead, so all of it is this member's own word, and durable here means committed. Without this, a
+/// member that once was alone, and whose commit mark is older than the others' votes, would come back, take itself for
+/// alone again, lead at once, and overrule what the others have committed meanwhile.
+fn committed_alone(id: MdmId, snapshot: Option<&Snapshot>, entries: &[Entry]) -> u64 {
+    let Some(snapshot) = snapshot.filter(|snapshot| snapshot.members.voters() == [id.0]) else { return 0 };
+    let changes_votes = |entry: &&Entry| {
+        matches!(
+            message::meaning(entry),
+            Ok(Meaning::Change(MembersChange::Promote { .. } | MembersChange::Remove { .. }))
+        )
+    };
+    entries.iter().filter(|entry| entry.index > snapshot.index).find(changes_votes).map_or(0, |entry| entry.index)
 }
 
 fn config(settings: &Settings, applied: u64) -> Result<Config, OpenError> {

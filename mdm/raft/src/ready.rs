@@ -265,6 +265,8 @@ impl RaftNode {
         let refused = self.members.apply(&change).err();
         if refused.is_none() {
             self.stable.peers.keep_members(&self.members);
+            // A restart should begin with this change and not before it.
+            self.pending.write_stable = true;
             if let Some(change) = conf_change(&change) {
                 self.raw
                     .apply_conf_change(&change)

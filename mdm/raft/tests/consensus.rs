@@ -100,6 +100,30 @@ fn a_single_member_leads_and_keeps_its_commands_over_restarts() {
 }
 
 #[test]
+fn a_member_that_was_alone_once_does_not_come_back_as_if_it_still_were() {
+    for seed in 0..20 {
+        // The commit mark is never brought up to date: the restart begins from the snapshot of the creation.
+        let mut w = World::new(seed, |settings| settings.mark_ticks = 1_000_000_000);
+        w.grow(2, MdmRole::Manager);
+        w.grow(3, MdmRole::Manager);
+        w.commit("with three");
+        w.crash(1, false);
+        w.wait_leader();
+        w.commit("without one");
+        w.crash(2, false);
+        w.crash(3, false);
+        w.start(1);
+        w.run(5_000);
+        assert_eq!(w.leader(), None, "one of three leads alone");
+        w.start(2);
+        w.start(3);
+        w.wait_leader();
+        w.commit("with all");
+        w.settle();
+    }
+}
+
+#[test]
 fn crash_during_creation_leaves_nothing_or_a_whole_log() {
     for seed in 0..40 {
         let mut w = World::new(seed, plain);
