@@ -13,7 +13,7 @@ use crate::journal::record::{COMMIT_BYTES, Record, encode_entry};
 use crate::journal::{Journal, Purpose};
 use crate::layer::units_of;
 use crate::limits::{STATE_BYTES_MAX, STATES_SHARE};
-use crate::pg::{Kept, LogEntry};
+use crate::pg::{Kept, LogEntry, Pg};
 use crate::request::{Answer, Output, Token};
 use crate::store::{Item, Owner, Store};
 
@@ -210,15 +210,32 @@ impl Store {
         pg.commit_logged = pg.commit_logged.max(through);
     }
 
+    /// True if a frame for commit marks alone may be written. When the ring is nearly full, only if that lets go of what holds
+    /// the tail: the last pages are not spent on anything else.
+    pub(crate) fn can_mark(&self) -> bool {
+        let cost = Journal::<Item>::cost(COMMIT_BYTES, 0);
+        if cost <= self.journal.room(Purpose::Carry) {
+            return true;
+        }
+        let held_at = self.journal.tail_candidate().lsn;
+        let holds_tail = |pg: &Pg| {
+            let waiting = pg.committed_durably().next()..=pg.committed;
+            pg.committed > pg.committed_durably() && pg.log.range(waiting).any(|(_, log)| log.lsn == Some(held_at))
+        };
+        cost <= self.journal.room(Purpose::Mark)
+            && self.commit_dirty.iter().filter_map(|id| self.pgs.get(id)).any(holds_tail)
+    }
+
     /// Commit marks ride in the slack of other frames; when there are none, and somebody needs them, they get one.
     pub(crate) fn write_commit_marks(&mut self) {
         if self.commit_dirty.is_empty() || self.journal.is_busy() {
             return;
         }
         let wanted = self.is_idle() || self.is_draining() || self.is_pressed();
-        if !wanted || Journal::<Item>::cost(COMMIT_BYTES, 0) > self.journal.room(Purpose::Mark) {
+        if !wanted || !self.can_mark() {
             return;
         }
+        // The first gets the frame, the others ride along.
         let Some(pg_id) = self.commit_dirty.pop_first() else { return };
         let Some(pg) = self.pgs.get_mut(&pg_id) else { return };
         let through = pg.committed;

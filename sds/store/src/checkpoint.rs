@@ -43,7 +43,8 @@ pub(crate) struct Checkpoint {
 impl Store {
     /// True if everything committed is applied and nothing is on its way.
     fn is_drained(&self) -> bool {
-        self.ripe.is_empty() && self.jobs.is_empty() && !self.journal.is_busy() && self.commit_dirty.is_empty()
+        let marked = self.commit_dirty.is_empty() || !self.can_mark();
+        marked && self.ripe.is_empty() && self.jobs.is_empty() && !self.journal.is_busy()
     }
 
     fn wants_checkpoint(&self) -> bool {

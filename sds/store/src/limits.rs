@@ -22,10 +22,10 @@ pub const STATES_SHARE: u64 = 8;
 pub const DATA_KEEPS: (u64, u64) = (20, 14);
 /// What promises, voids, deletes and copies leave free.
 pub const CONTROL_KEEPS: (u64, u64) = (40, 10);
-/// What states leave free.
-pub const STATE_KEEPS: (u64, u64) = (80, 6);
-/// What the store's own carrying forward leaves free for commit marks, without which nothing is applied.
-pub const CARRY_KEEPS: (u64, u64) = (160, 3);
+/// What the store's own carrying forward, and commit marks when the tail does not hang on them, leave free.
+pub const CARRY_KEEPS: (u64, u64) = (80, 6);
+/// What states, which let entries go, leave free for the commit mark on which the tail hangs.
+pub const STATE_KEEPS: (u64, u64) = (160, 2);
 /// The least journal: a few frames of the largest kind must fit in the reserves. Small ones are for tests.
 pub const JOURNAL_BYTES_MIN: u64 = 128 << 10;
 /// The least journal of a device formatted by default.

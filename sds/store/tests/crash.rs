@@ -552,7 +552,7 @@ fn run(seed: u64, steps: u64) -> u64 {
 #[test]
 fn every_admissible_image_opens_to_what_was_acknowledged() {
     let number = |name: &str, default: u64| std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default);
-    let (seeds, first) = (number("STORE_SEEDS", 12), number("STORE_FIRST_SEED", 1));
+    let (seeds, first) = (number("STORE_SEEDS", 20), number("STORE_FIRST_SEED", 1));
     let steps = number("STORE_STEPS", 1500);
     let mut images = 0;
     for seed in first..first + seeds {

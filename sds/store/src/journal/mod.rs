@@ -29,11 +29,11 @@ pub enum Purpose {
     Data,
     /// Promises, voids, deletes, copies.
     Control,
-    /// States: they let entries go.
-    State,
     /// What the store writes again at the head to free the tail.
     Carry,
-    /// Commit marks: without them nothing is applied.
+    /// States: they let entries go.
+    State,
+    /// A commit mark on which the tail hangs.
     Mark,
 }
 

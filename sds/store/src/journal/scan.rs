@@ -7,12 +7,12 @@
 //! | nothing of this lap                | none                                                   | end, clean     |
 //! | not whole                          | none                                                   | end, uncertain |
 //! | not whole, or nothing of this lap  | fewer than K, none knew n durable: a torn group        | end, uncertain |
-//! | anything but "accept"              | K or more, or one whose `durable_through` is beyond n  | suspect        |
+//! | anything but "accept"              | K of one open count, or one that knew n durable        | suspect        |
 //!
 //! "Of this life": at the position its `lsn` says, with the device's salt, written under the open count of the last accepted
 //! frame or a later one. What an earlier recovery cut off carries a lower one and is never picked up again.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use sds_api::buf::AlignedBuf;
@@ -100,7 +100,8 @@ pub struct Scanner {
     pieces: VecDeque<(u64, u64, Option<Bytes>)>,
     stop: Option<Stop>,
     search: u64,
-    later: usize,
+    /// Whole frames behind the end, by the open count under which they were written.
+    later: BTreeMap<u64, usize>,
     known_durable: bool,
 }
 
@@ -118,7 +119,7 @@ impl Scanner {
             pieces: VecDeque::new(),
             stop: None,
             search: 0,
-            later: 0,
+            later: BTreeMap::new(),
             known_durable: false,
         }
     }
@@ -158,12 +159,13 @@ impl Scanner {
 
     /// The verdict, once everything has been handed in and `advance` has said `Ended`.
     pub fn end(&self) -> JournalEnd {
-        let suspect = self.known_durable || self.later >= FRAMES_IN_FLIGHT;
+        // One life has at most K frames in flight, the one at the end among them; several lives may have died here.
+        let suspect = self.known_durable || self.later.values().any(|count| *count >= FRAMES_IN_FLIGHT);
         let verdict = match self.stop {
             Some(Stop::Contradiction) => EndVerdict::Contradiction,
             _ if suspect => EndVerdict::Corrupt,
             None | Some(Stop::DoesNotChain) => EndVerdict::Clean,
-            Some(Stop::NothingOfThisLap) if self.later == 0 => EndVerdict::Clean,
+            Some(Stop::NothingOfThisLap) if self.later.is_empty() => EndVerdict::Clean,
             Some(Stop::NothingOfThisLap | Stop::NotWhole) => EndVerdict::Uncertain,
         };
         JournalEnd { lsn: self.next, chain: self.chain, incarnation: self.incarnation, verdict }
@@ -237,7 +239,7 @@ impl Scanner {
                     Got::Bytes(area) if head.is_whole(&area) => {
                         // The frame at the end itself, if it merely does not chain, is no evidence.
                         if self.search > self.next {
-                            self.later += 1;
+                            *self.later.entry(head.incarnation).or_default() += 1;
                         }
                         self.known_durable |= head.durable_through > self.next;
                         step = head.total_bytes();
