@@ -12,7 +12,7 @@
 //! ```
 //!
 //! The messages from `Replicate` to `Complete` form one ordered stream; each carries the stream's id and its number in it,
-//! dense from 1. A receiver takes only the next one of the current stream: what was sent over an older connection, comes
+//! dense from 1. The stream's id is the number of the question that the member has answered last. A receiver takes only the next one of the current stream: what was sent over an older connection, comes
 //! twice or out of order is dropped, whatever the network does.
 //!
 //! Header and payload are encoded apart. Every payload but a `Reset`'s is a sequence of whole blocks, so that an aligned
@@ -66,6 +66,8 @@ pub struct PeerMessage {
     pub to: DeviceId,
     /// The sending process.
     pub incarnation: ProcessIncarnation,
+    /// The process that it is meant for: a later one on the same device drops it, whichever way it came.
+    pub to_incarnation: ProcessIncarnation,
     /// What is said.
     pub body: PeerBody,
 }
@@ -191,7 +193,7 @@ pub enum PeerBody {
     },
     /// "Drop what you have beyond `after`; the stream goes on from there."
     Follow {
-        /// The new stream.
+        /// The new stream: the number of the question that was answered.
         stream: u64,
         /// The last entry in common.
         after: Seq,
@@ -200,7 +202,7 @@ pub enum PeerBody {
     },
     /// "Forget your tail: the stream goes on after `through`, from this state." The content follows by copies.
     Reset {
-        /// The new stream.
+        /// The new stream: the number of the question that was answered.
         stream: u64,
         /// The last entry that the state includes.
         through: Version,

@@ -120,7 +120,8 @@ pub enum StoreRequest {
 /// What a replica wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Send to the process that holds the member `message.to`; dropped if there is no connection.
+    /// Send to the process `message.to_incarnation`, which holds the member `message.to`; dropped if the connection to it
+    /// is gone. Nothing is sent to members that [`crate::Event::PeerConnected`] did not name.
     Send(PeerMessage),
     /// Ask the store.
     Store {

@@ -126,21 +126,21 @@ impl Replica {
             // An in-sync replica has everything that is committed and everything that it acknowledged; one that has not
             // is suspect (I12), and nothing is resent to it.
             if complete && common >= self.log.committed() && common >= tail.committed && common >= acked_most {
-                self.follow_from(cx, from, common);
+                self.follow_from(cx, from, ask, common);
             } else if let Some(member) = self.lead().members.get_mut(&from) {
                 member.stage = Stage::Diverged;
             }
         } else if complete && common >= tail.committed && self.log.reaches_back_to(common) {
             // The shortcut: what it missed is all still here.
-            self.follow_from(cx, from, common);
+            self.follow_from(cx, from, ask, common);
         } else {
-            self.reset_learner(cx, from);
+            self.reset_learner(cx, from, ask);
         }
     }
 
-    fn follow_from(&mut self, cx: &mut Cx<'_>, device: DeviceId, after: Seq) {
+    fn follow_from(&mut self, cx: &mut Cx<'_>, device: DeviceId, stream: u64, after: Seq) {
         let (now, commit) = (self.now, self.log.committed());
-        let stream = self.number();
+
         let term = self.lead().term;
         let Some(member) = self.lead().members.get_mut(&device) else { return };
         member.start_stream(stream, after, now);
@@ -148,11 +148,11 @@ impl Replica {
     }
 
     /// The learner's content is compared with this one's, and its order starts from this one's state.
-    fn reset_learner(&mut self, cx: &mut Cx<'_>, device: DeviceId) {
+    fn reset_learner(&mut self, cx: &mut Cx<'_>, device: DeviceId, stream: u64) {
         let now = self.now;
         let through = self.log.version_at(self.log.committed());
         let state = state::encode(&self.log, &self.sessions, false);
-        let stream = self.number();
+
         let term = self.lead().term;
         let Some(member) = self.lead().members.get_mut(&device) else { return };
         member.acked_most = Seq(0);

@@ -38,6 +38,8 @@ pub const FENCES_MAX: usize = 1024;
 pub const REPAIRS_PER_READ_MAX: u8 = 3;
 /// How long a peer may take to hand over a good copy before the next one is asked.
 pub const FETCH_TIMEOUT_MS: u64 = 1000;
+/// How often a layer is tried again that could not be copied for want of a good block.
+pub const STUCK_AGAIN_MS: u64 = 5000;
 /// How often an unanswered `Activate` is repeated: a member may be waiting for its map.
 pub const ACTIVATE_AGAIN_MS: u64 = 50;
 /// How often a proposal of unknown outcome is repeated.

@@ -265,8 +265,11 @@ impl Replica {
             self.members_changed(cx);
         } else if !config.names(self.me.device) {
             self.forget(cx);
-        } else if self.is_appointed(&config) && config.term > self.promised && !self.suspect {
+        } else if self.is_appointed(&config) && config.term > self.promised && self.complete && !self.suspect {
             // I12: a suspect replica does not lead, whoever says so.
+            if self.role == Role::Learner {
+                self.become_role(Role::Secondary); // The configuration that took it in was skipped.
+            }
             self.activate(cx, config.term);
         } else if config.isr.contains(&self.me.device) {
             self.become_role(Role::Secondary);
@@ -291,8 +294,11 @@ impl Replica {
     }
 
     fn on_peer(&mut self, cx: &mut Cx<'_>, message: PeerMessage) {
-        if message.pg != self.me.pg || message.to != self.me.device || message.from == self.me.device || self.forgetting
-        {
+        let for_me = message.pg == self.me.pg
+            && message.to == self.me.device
+            && message.to_incarnation == self.me.incarnation
+            && message.from != self.me.device;
+        if !for_me || self.forgetting {
             return;
         }
         match message.body {
@@ -410,7 +416,9 @@ impl Replica {
 
     pub(crate) fn send(&self, cx: &mut Cx<'_>, to: DeviceId, term: Term, body: PeerBody) {
         let (pg, from, incarnation) = (self.me.pg, self.me.device, self.me.incarnation);
-        cx.out.push(Action::Send(PeerMessage { pg, term, from, to, incarnation, body }));
+        let Some(peer) = self.peers.get(&to).filter(|peer| peer.connected) else { return };
+        let to_incarnation = peer.incarnation;
+        cx.out.push(Action::Send(PeerMessage { pg, term, from, to, incarnation, to_incarnation, body }));
     }
 
     pub(crate) fn want_map(&self, cx: &mut Cx<'_>, epoch: Epoch) {

@@ -67,8 +67,10 @@ pub(crate) struct Follower {
     /// A question that is not answered yet.
     asked: Option<Ask>,
     stream: Option<Stream>,
-    /// The newest stream of this term; older ones are never taken up again.
-    newest_stream: u64,
+    /// The newest question of this term that was answered; none is answered twice.
+    answered: u64,
+    /// The answered question whose stream has not begun yet.
+    awaited: Option<u64>,
     /// Work of any stream that the store has in hand; the next waits for it.
     running: Option<(Token, Option<u64>, Seq)>,
 }
@@ -78,7 +80,8 @@ impl Follower {
     pub(crate) fn unfollow(&mut self) {
         self.asked = None;
         self.stream = None;
-        self.newest_stream = 0;
+        self.answered = 0;
+        self.awaited = None;
     }
 
     /// The last entry that may be committed while copies are open.
@@ -113,7 +116,7 @@ impl Replica {
             // Everything else builds on an answered question, and so on a durable promise.
             _ if self.promise_durable < term => {}
             PeerBody::Follow { stream, after, commit } => self.on_follow(cx, from, stream, after, commit),
-            PeerBody::Reset { stream, through, state } => self.on_reset(cx, stream, through, &state),
+            PeerBody::Reset { stream, through, state } => self.on_reset(cx, from, stream, through, &state),
             PeerBody::Replicate { stream, number, commit, entries } => {
                 if self.takes(cx, from, stream, number) {
                     self.on_entries(cx, from, commit, entries);
@@ -166,7 +169,11 @@ impl Replica {
     }
 
     fn on_activate(&mut self, cx: &mut Cx<'_>, ask: Ask) {
+        if ask.ask <= self.follower.answered || self.follower.asked.is_some_and(|asked| asked.ask >= ask.ask) {
+            return; // A copy of a question that is answered, or soon will be.
+        }
         self.follower.stream = None;
+        self.follower.awaited = None;
         self.follower.asked = Some(ask);
         if self.promised < ask.term {
             self.promise(cx, ask.term);
@@ -181,6 +188,8 @@ impl Replica {
         }
         self.follower.asked = None;
         let Some(home) = self.homes.get(&ask.from) else { return };
+        self.follower.answered = ask.ask;
+        self.follower.awaited = Some(ask.ask);
         // From this answer on, grants to that server cover this group.
         cx.context.leases.follow(self.me.pg, home.server, ask.incarnation);
         let tail = Tail {
@@ -196,7 +205,7 @@ impl Replica {
     }
 
     fn start_stream(&mut self, id: u64, commit_heard: Seq) {
-        self.follower.newest_stream = id;
+        self.follower.awaited = None;
         self.follower.stream = Some(Stream {
             id,
             next_number: 1,
@@ -210,7 +219,7 @@ impl Replica {
     }
 
     fn on_follow(&mut self, cx: &mut Cx<'_>, from: DeviceId, stream: u64, after: Seq, commit: Seq) {
-        if stream <= self.follower.newest_stream {
+        if self.follower.awaited != Some(stream) {
             return;
         }
         if after > self.log.last().seq || after < self.log.committed() || self.suspect || !self.complete {
@@ -227,14 +236,15 @@ impl Replica {
         self.start_stream(stream, commit);
     }
 
-    fn on_reset(&mut self, cx: &mut Cx<'_>, stream: u64, through: Version, bytes: &[u8]) {
+    fn on_reset(&mut self, cx: &mut Cx<'_>, from: DeviceId, stream: u64, through: Version, bytes: &[u8]) {
         let learner = self.config.as_ref().is_some_and(|config| config.learners.contains(&self.me.device));
-        if stream <= self.follower.newest_stream {
+        if self.follower.awaited != Some(stream) {
             return;
         }
         let saved = state::decode(bytes).filter(|saved| saved.through == through);
         let (Some(saved), true) = (saved, learner) else {
             // A map that still has this replica in the ISR, or a state that cannot be read: nothing is given up.
+            self.ask_stream(cx, from, stream);
             return;
         };
         let pg = self.me.pg;

@@ -151,6 +151,7 @@ fn encode_message(message: &PeerMessage, encoded: &mut EncodedPeer) {
     out.put_u64_le(message.from.0);
     out.put_u64_le(message.to.0);
     out.put_u64_le(message.incarnation.0);
+    out.put_u64_le(message.to_incarnation.0);
     match &message.body {
         PeerBody::Activate { ask, epoch } => {
             out.put_u64_le(*ask);
@@ -369,8 +370,9 @@ fn decode_message(reader: &mut Reader<'_>, kind: u8) -> Result<PeerMessage, Peer
     let from = DeviceId(reader.u64()?);
     let to = DeviceId(reader.u64()?);
     let incarnation = ProcessIncarnation(reader.u64()?);
+    let to_incarnation = ProcessIncarnation(reader.u64()?);
     let body = decode_body(reader, kind)?;
-    Ok(PeerMessage { pg, term, from, to, incarnation, body })
+    Ok(PeerMessage { pg, term, from, to, incarnation, to_incarnation, body })
 }
 
 fn decode_body(reader: &mut Reader<'_>, kind: u8) -> Result<PeerBody, PeerDecodeError> {

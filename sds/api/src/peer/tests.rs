@@ -147,12 +147,13 @@ fn frame() -> impl Strategy<Value = PeerFrame> {
         })
     };
     prop_oneof![
-        8 => (any::<[u64; 6]>(), body()).prop_map(|(n, body)| PeerFrame::Replica(PeerMessage {
+        8 => (any::<[u64; 7]>(), body()).prop_map(|(n, body)| PeerFrame::Replica(PeerMessage {
             pg: PgId { pool: StoragePoolId(n[0]), index: n[1] as u32 },
             term: Term(n[2]),
             from: DeviceId(n[3]),
             to: DeviceId(n[4]),
             incarnation: ProcessIncarnation(n[5]),
+            to_incarnation: ProcessIncarnation(n[6]),
             body,
         })),
         1 => (any::<[u64; 3]>(), groups()).prop_map(|(n, confirmed)| PeerFrame::Lease(LeaseMessage::Ask {
@@ -213,6 +214,7 @@ fn a_count_beyond_its_limit_is_refused_before_anything_is_allocated() {
         from: DeviceId(1),
         to: DeviceId(2),
         incarnation: ProcessIncarnation(3),
+        to_incarnation: ProcessIncarnation(4),
         body: PeerBody::RemoveLayers { stream: 1, number: 1, layers: vec![] },
     });
     let mut header = frame.encode().header;

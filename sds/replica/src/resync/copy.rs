@@ -1,6 +1,6 @@
 //! One layer after the other: hold the chunk, drain it, capture, send, let go; from then on the layer is live.
 
-use mdm_api::epoch::Seq;
+use mdm_api::epoch::{Nanos, Seq};
 use mdm_api::ids::DeviceId;
 use sds_api::block::{BlockRange, LayerKey};
 use sds_api::peer::{LAYERS_PER_MESSAGE_MAX, LayerCopy, PeerBody};
@@ -9,7 +9,7 @@ use super::{Current, Phase};
 use crate::action::StoreRequest;
 use crate::event::StoreDone;
 use crate::leader::Stage;
-use crate::limits::COPY_WINDOW;
+use crate::limits::{COPY_WINDOW, STUCK_AGAIN_MS};
 use crate::overlap::Mode;
 use crate::repair::For;
 use crate::replica::{Cx, Purpose, Replica};
@@ -79,10 +79,14 @@ impl Replica {
         if !self.has_window(learner) || cx.context.resync.slots == 0 || cx.context.resync.bytes <= 0 {
             return;
         }
-        let lock = self.number();
+        let (lock, now) = (self.number(), self.now);
         let Some(resync) = self.resync(learner, stream) else { return };
         if resync.phase != Phase::Copying || resync.current.is_some() || !resync.removing.is_empty() {
             return;
+        }
+        if resync.pending.is_empty() && now >= resync.stuck_again {
+            resync.pending = std::mem::take(&mut resync.stuck);
+            resync.stuck_again = Nanos::NEVER;
         }
         let Some(layer) = resync.pending.first().copied() else { return };
         resync.current = Some(Current { layer, lock, capturing: false });
@@ -159,6 +163,7 @@ impl Replica {
 
     /// The repair of blocks that stood in the way of a copy has ended.
     pub(crate) fn copy_repaired(&mut self, cx: &mut Cx<'_>, learner: DeviceId, stream: u64, good: bool) {
+        let again = self.now.plus_ms(STUCK_AGAIN_MS);
         let Some(resync) = self.resync(learner, stream) else { return };
         let Some(current) = resync.current else { return };
         if good {
@@ -167,6 +172,7 @@ impl Replica {
         }
         resync.pending.remove(&current.layer);
         resync.stuck.insert(current.layer);
+        resync.stuck_again = again;
         cx.context.resync.slots += 1;
         self.let_go(cx, learner, stream, current);
     }

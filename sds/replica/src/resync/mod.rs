@@ -15,7 +15,7 @@ pub(crate) mod copy;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use mdm_api::epoch::{Seq, Version};
+use mdm_api::epoch::{Nanos, Seq, Version};
 use mdm_api::ids::DeviceId;
 use sds_api::block::LayerKey;
 use sds_api::entry::{Entry, EntryBody};
@@ -60,6 +60,8 @@ pub(crate) struct Resync {
     pending: BTreeSet<LayerKey>,
     /// Layers of which some block has no good copy (F16).
     stuck: BTreeSet<LayerKey>,
+    /// When those are tried again: an overwrite may have healed them.
+    stuck_again: Nanos,
     /// Layers whose copy covers entries that are not sent yet: through which entry.
     copied: BTreeMap<LayerKey, Seq>,
     current: Option<Current>,
@@ -79,6 +81,7 @@ impl Resync {
             removing: BTreeSet::new(),
             pending: BTreeSet::new(),
             stuck: BTreeSet::new(),
+            stuck_again: Nanos::NEVER,
             copied: BTreeMap::new(),
             current: None,
             slots: VecDeque::new(),

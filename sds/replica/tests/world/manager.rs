@@ -78,8 +78,7 @@ impl Manager {
     /// Appoints a member of the ISR in its newest process.
     pub fn appoint(&mut self, primary: DeviceId, drop: Option<DeviceId>) {
         let previous = self.config.primary;
-        let certified =
-            previous.is_none_or(|old| self.registered[node_of(old)] != self.config.primary_incarnation);
+        let certified = previous.is_none_or(|old| self.registered[node_of(old)] != self.config.primary_incarnation);
         let incarnation = self.registered[node_of(primary)];
         self.change(|config| {
             config.term = Term(config.epoch.0);

@@ -21,8 +21,8 @@ use sds_api::client::{ClientAnswer, ClientError};
 use sds_api::entry::{Entry, EntryBody};
 use sds_api::peer::{CreditGrant, LeaseMessage, PeerBody, PeerFrame, PeerMessage};
 use sds_replica::{
-    Action, ClientRef, Context, Credits, Event, Identity, Leases, Replica, ResyncBudget, RetainedBudget, Role, StoreDone,
-    StoreRequest, Token, Verdict,
+    Action, ClientRef, Context, Credits, Event, Identity, Leases, Replica, ResyncBudget, RetainedBudget, Role,
+    StoreDone, StoreRequest, Token, Verdict,
 };
 
 use clients::Client;
@@ -565,7 +565,12 @@ impl World {
             }
             let seq = entry.version.seq;
             if let Some(known) = self.committed.get(&seq) {
-                assert!(*known == entry, "node {node} commits {:?} where {:?} is committed", entry.version, known.version);
+                assert!(
+                    *known == entry,
+                    "node {node} commits {:?} where {:?} is committed",
+                    entry.version,
+                    known.version
+                );
                 continue;
             }
             if let Some(identity) = &entry.identity {

@@ -98,7 +98,8 @@ impl Image {
             }
             Record::Void(after) => drop(self.entries.split_off(&after.next())),
             Record::Install(key, copy) => {
-                let present = (0..256_u16).filter(|block| copy.presence[usize::from(block / 64)] >> (block % 64) & 1 == 1);
+                let present =
+                    (0..256_u16).filter(|block| copy.presence[usize::from(block / 64)] >> (block % 64) & 1 == 1);
                 let data = copy.data.concat();
                 let contents = data.chunks(BLOCK_BYTES).map(Bytes::copy_from_slice);
                 let layer = Layer { version: copy.version, blocks: present.zip(contents).collect() };
@@ -154,7 +155,11 @@ impl Store {
                 assert_eq!(crc32c(&data), checksum);
                 self.bad.remove(&(layer, block));
                 let held = self.live.layers.get(&layer).and_then(|layer| layer.blocks.get(&block));
-                assert_eq!(held.map_or(&[0; BLOCK_BYTES][..], |held| &held[..]), &data[..], "repair changes no content");
+                assert_eq!(
+                    held.map_or(&[0; BLOCK_BYTES][..], |held| &held[..]),
+                    &data[..],
+                    "repair changes no content"
+                );
                 return Some(StoreDone::Durable);
             }
             StoreRequest::Read { layer, blocks } => return Some(self.read(layer, blocks)),
