@@ -5,7 +5,7 @@
 mod world;
 
 use mdm_raft::{ChangeError, DropReason, HaltReason, MdmId, MdmRole, MembersChange, Refusal, Settings};
-use world::{Answer, World};
+use world::{Answer, World, member};
 
 fn plain(_: &mut Settings) {}
 
@@ -104,8 +104,15 @@ fn a_member_that_was_alone_once_does_not_come_back_as_if_it_still_were() {
     for seed in 0..20 {
         // The commit mark is never brought up to date: the restart begins from the snapshot of the creation.
         let mut w = World::new(seed, |settings| settings.mark_ticks = 1_000_000_000);
-        w.grow(2, MdmRole::Manager);
-        w.grow(3, MdmRole::Manager);
+        for id in [2, 3] {
+            let store = w.join(id);
+            w.commit_change(&MembersChange::Add { id: MdmId(id), member: member(store, MdmRole::Manager) });
+        }
+        // Nothing that is written from here on needs a new term, a new vote, or a peer that was not heard before.
+        w.run(2_000);
+        for id in [2, 3] {
+            w.commit_change(&MembersChange::Promote { id: MdmId(id) });
+        }
         w.commit("with three");
         w.crash(1, false);
         w.wait_leader();
@@ -198,8 +205,7 @@ fn a_removed_id_is_never_used_again() {
     let gone = if leader == 3 { 2 } else { 3 };
     w.commit_change(&MembersChange::Remove { id: MdmId(gone) });
     let store = w.hosts[&gone].store;
-    let token =
-        w.change(leader, MembersChange::Add { id: MdmId(gone), member: world::member(store, MdmRole::Manager) });
+    let token = w.change(leader, MembersChange::Add { id: MdmId(gone), member: member(store, MdmRole::Manager) });
     assert_eq!(w.answers[&token], Answer::Dropped(DropReason::Change(ChangeError::UsedBefore)));
 }
 
@@ -209,7 +215,7 @@ fn a_learner_that_is_behind_is_not_promoted() {
     w.commit("one");
     let store = w.join(2);
     w.isolate(2);
-    w.commit_change(&MembersChange::Add { id: MdmId(2), member: world::member(store, MdmRole::Manager) });
+    w.commit_change(&MembersChange::Add { id: MdmId(2), member: member(store, MdmRole::Manager) });
     let token = w.change(1, MembersChange::Promote { id: MdmId(2) });
     assert_eq!(w.answers[&token], Answer::Dropped(DropReason::Change(ChangeError::NotCaughtUp)));
 }
