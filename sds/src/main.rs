@@ -1,2 +1,38 @@
-//! Wiring.
-fn main() {}
+//! `sds`: arguments in, one line out when something is wrong.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{CommandFactory, Parser};
+use sds::args::{Arguments, Command};
+use sds::{identity, logging, run};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    logging::start(arguments.log_format);
+    match dispatch(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sds: {}", format!("{error:#}").replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Join(arguments) => {
+            let membership = identity::join(&arguments.config, &arguments.token)?;
+            println!("Joined system {} as data server {}.", membership.system, membership.sds);
+            println!("Start it with: sds run --config {}", arguments.config.display());
+            Ok(())
+        }
+        Command::Run(arguments) => run::run(&arguments.config),
+        Command::Man => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(Arguments::command()).render(&mut page).context("manual page")?;
+            std::io::stdout().write_all(&page).context("cannot print the manual page")
+        }
+    }
+}

@@ -45,5 +45,5 @@ mod translate;
 
 pub use action::{Action, CommandId, Notice, Severity};
 pub use event::{ClientOpen, CommandFailure, Event, KnownDevice, Settings};
-pub use report::{DeviceFigures, Figures, OperationKind};
+pub use report::{DeviceFigures, Figures, OperationFigures, OperationKind, latency_bounds_ns};
 pub use shard::Shard;

@@ -11,7 +11,7 @@ use sds_store::request::{Counters as StoreCounters, Space};
 use crate::shard::Shard;
 
 /// Upper ends of the latency buckets in nanoseconds; one more bucket is for the rest.
-pub const LATENCY_BOUNDS_NS: [u64; 12] = [
+const LATENCY_BOUNDS_NS: [u64; 12] = [
     50_000,
     100_000,
     200_000,
@@ -25,6 +25,11 @@ pub const LATENCY_BOUNDS_NS: [u64; 12] = [
     1_000_000_000,
     5_000_000_000,
 ];
+
+/// Upper ends of the latency buckets of [`OperationFigures`], in nanoseconds.
+pub fn latency_bounds_ns() -> &'static [u64] {
+    &LATENCY_BOUNDS_NS
+}
 
 /// What clients ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +77,7 @@ pub struct OperationFigures {
     pub bytes: u64,
     /// Nanoseconds from request to answer, summed.
     pub total_ns: u64,
-    /// How many took at most each of [`LATENCY_BOUNDS_NS`] and more than the one before; the last: longer than all.
+    /// How many took at most each of [`latency_bounds_ns`] and more than the one before; the last: longer than all.
     pub buckets: [u64; LATENCY_BOUNDS_NS.len() + 1],
 }
 
