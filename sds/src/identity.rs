@@ -107,7 +107,10 @@ pub fn join(config_path: &Path, token: &str) -> anyhow::Result<Membership> {
     let _lock = lock(&config.data_directory)?;
     let path = config.data_directory.join("identity");
     if path.exists() {
-        bail!("{} exists: this server has joined already; to join another system use another data_directory", path.display());
+        bail!(
+            "{} exists: this server has joined already; to join another system use another data_directory",
+            path.display()
+        );
     }
     let (key_pem, csr_pem) = pki::new_request()?;
     let runtime =

@@ -72,10 +72,17 @@ const ROLES: [&str; 6] = ["idle", "learner", "secondary", "activating", "primary
 fn families(f: &Figures) -> Vec<MetricFamily> {
     let mut all = Families::default();
     operations(f, &mut all);
-    let results: [(Labels<'_>, u64); 3] =
-        [(&[("why", "retry")], f.retries), (&[("why", "wrong_primary")], f.wrong_primary), (&[("why", "error")], f.errors)];
+    let results: [(Labels<'_>, u64); 3] = [
+        (&[("why", "retry")], f.retries),
+        (&[("why", "wrong_primary")], f.wrong_primary),
+        (&[("why", "error")], f.errors),
+    ];
     all.counters("requests_refused_total", "Requests not carried out", &results);
-    all.gauges("in_service", "1 once the server is registered and follows the map", &[(&[], f64::from(u8::from(f.in_service)))]);
+    all.gauges(
+        "in_service",
+        "1 once the server is registered and follows the map",
+        &[(&[], f64::from(u8::from(f.in_service)))],
+    );
     all.gauges("map_revision", "Revision of the cluster map", &[(&[], f.map_revision as f64)]);
     all.gauges("requests", "Client requests under way", &[(&[], f.requests as f64)]);
     all.gauges("clients", "Clients with open volumes", &[(&[], f.clients as f64)]);
@@ -83,9 +90,14 @@ fn families(f: &Figures) -> Vec<MetricFamily> {
     all.gauges("peers", "Connected data servers", &[(&[], f.peers as f64)]);
     all.counters("peer_messages_total", "Messages to replicas on other servers", &[(&[], f.peer_messages)]);
     let labels: Vec<[(&str, &str); 1]> = ROLES.iter().map(|role| [("role", *role)]).collect();
-    let roles: Vec<(Labels<'_>, f64)> = labels.iter().zip(f.roles).map(|(l, count)| (l.as_slice(), count as f64)).collect();
+    let roles: Vec<(Labels<'_>, f64)> =
+        labels.iter().zip(f.roles).map(|(l, count)| (l.as_slice(), count as f64)).collect();
     all.gauges("replicas", "Replicas of placement groups by role", &roles);
-    all.gauges("resync_layers_left", "Chunk layers still to be copied to learners", &[(&[], f.resync_layers_left as f64)]);
+    all.gauges(
+        "resync_layers_left",
+        "Chunk layers still to be copied to learners",
+        &[(&[], f.resync_layers_left as f64)],
+    );
     all.gauges("resync_bytes", "Bytes copied to the learners of the moment", &[(&[], f.resync_bytes as f64)]);
     all.counters("bad_blocks_total", "Blocks found bad on a device", &[(&[], f.bad_blocks)]);
     all.counters("repaired_blocks_total", "Bad blocks repaired from a peer", &[(&[], f.repaired_blocks)]);
@@ -126,7 +138,8 @@ fn operations(f: &Figures, all: &mut Families) {
 
 fn devices(f: &Figures, all: &mut Families) {
     let ids: Vec<(String, &sds_node::DeviceFigures)> = f.devices.iter().map(|d| (d.device.to_string(), d)).collect();
-    let labels: Vec<[(&str, &str); 2]> = ids.iter().map(|(id, d)| [("device", id.as_str()), ("path", d.path.as_str())]).collect();
+    let labels: Vec<[(&str, &str); 2]> =
+        ids.iter().map(|(id, d)| [("device", id.as_str()), ("path", d.path.as_str())]).collect();
     let mut gauge = |name: &str, help: &str, value: fn(&sds_node::DeviceFigures) -> Option<f64>| {
         let values: Vec<(Labels<'_>, f64)> =
             labels.iter().zip(&ids).filter_map(|(l, (_, d))| Some((l.as_slice(), value(d)?))).collect();
@@ -138,8 +151,11 @@ fn devices(f: &Figures, all: &mut Families) {
     gauge("journal_bytes", "Size of the journal", |d| d.store.map(|(s, _)| s.journal_total as f64));
     gauge("journal_bytes_free", "Free bytes of the journal", |d| d.store.map(|(s, _)| s.journal_free as f64));
     let mut counter = |name: &str, help: &str, value: fn(&sds_store::request::Counters) -> u64| {
-        let values: Vec<(Labels<'_>, u64)> =
-            labels.iter().zip(&ids).filter_map(|(l, (_, d))| Some((l.as_slice(), value(&d.store.as_ref()?.1)))).collect();
+        let values: Vec<(Labels<'_>, u64)> = labels
+            .iter()
+            .zip(&ids)
+            .filter_map(|(l, (_, d))| Some((l.as_slice(), value(&d.store.as_ref()?.1))))
+            .collect();
         all.counters(name, help, &values);
     };
     counter("journal_frames_total", "Journal frames written", |c| c.frames);

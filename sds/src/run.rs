@@ -60,7 +60,9 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
     listener.set_nonblocking(true).context("cannot set up the listening socket")?;
     if let Some(address) = config.metrics_listen {
         let listener = runtime.block_on(TcpListener::bind(address)).with_context(|| {
-            format!("cannot listen on {address}: stop what uses the port, or change 'metrics_listen' in the configuration")
+            format!(
+                "cannot listen on {address}: stop what uses the port, or change 'metrics_listen' in the configuration"
+            )
         })?;
         runtime.spawn(metrics::serve(listener, figure_receiver));
     }

@@ -217,9 +217,8 @@ fn refuse(open: &ClientOpen, (code, text): Refused, out: &mut Vec<Action>) {
 fn code(error: TicketError) -> OpenRefusal {
     match error {
         TicketError::Expired | TicketError::UnknownKey(_) => OpenRefusal::Ticket,
-        TicketError::Malformed
-        | TicketError::BadSignature
-        | TicketError::BadProof
-        | TicketError::OtherSystem(_) => OpenRefusal::Other,
+        TicketError::Malformed | TicketError::BadSignature | TicketError::BadProof | TicketError::OtherSystem(_) => {
+            OpenRefusal::Other
+        }
     }
 }

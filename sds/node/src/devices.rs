@@ -18,10 +18,10 @@ use mdm_api::model::DeviceState;
 use sds_api::block::AU_BYTES;
 use sds_replica::Recovered;
 use sds_store::error::FormatError;
-use sds_store::io::{DiskDone, DiskError, DiskRequest};
-use sds_store::request::Verdict;
 use sds_store::format::{FormatParameters, Formatter};
+use sds_store::io::{DiskDone, DiskError, DiskRequest};
 use sds_store::open::{OpenParameters, Opened, Opener};
+use sds_store::request::Verdict;
 use sds_store::store::Options;
 
 use crate::action::{Action, Severity};
@@ -56,14 +56,30 @@ pub(crate) struct Open {
 pub(crate) enum Stage {
     Asked,
     /// `ended`: how it ended, while operations are still in flight.
-    Formatting { formatter: Box<Formatter>, size_bytes: u64, forced: bool, ended: Option<Result<(), FormatError>> },
-    Opening { opener: Box<Opener> },
-    Loading { store: Box<OpenStore>, loading: Loading, facts: Facts },
+    Formatting {
+        formatter: Box<Formatter>,
+        size_bytes: u64,
+        forced: bool,
+        ended: Option<Result<(), FormatError>>,
+    },
+    Opening {
+        opener: Box<Opener>,
+    },
+    Loading {
+        store: Box<OpenStore>,
+        loading: Loading,
+        facts: Facts,
+    },
     Open(Box<Open>),
     /// It could not be opened; tried again at that time.
-    Absent { again: Nanos, reason: String },
+    Absent {
+        again: Nanos,
+        reason: String,
+    },
     /// Of no use to this process any more.
-    Stopped { reason: String },
+    Stopped {
+        reason: String,
+    },
 }
 
 /// A device and where it stands.

@@ -65,7 +65,8 @@ impl Shard {
 
     /// Removed volumes of which nothing is left in the groups that are led here.
     pub(crate) fn dropped(&self) -> Vec<VolumeId> {
-        let is_done = |tree: &Tree| self.led_groups(tree.pool).iter().all(|(pg, _, term)| tree.done.get(pg) == Some(term));
+        let is_done =
+            |tree: &Tree| self.led_groups(tree.pool).iter().all(|(pg, _, term)| tree.done.get(pg) == Some(term));
         self.drops.trees.values().filter(|tree| is_done(tree)).map(|tree| tree.volume).collect()
     }
 

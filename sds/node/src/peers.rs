@@ -49,7 +49,8 @@ impl Peers {
 
     /// Servers that cannot be reached, or reset the connection.
     pub(crate) fn unreachable(&self, now: Nanos) -> Vec<SdsId> {
-        let is_lost = |peer: &Peer| peer.up.is_none() && (peer.was_reset || now.ms_since(peer.down_since) >= UNREACHABLE_MS);
+        let is_lost =
+            |peer: &Peer| peer.up.is_none() && (peer.was_reset || now.ms_since(peer.down_since) >= UNREACHABLE_MS);
         self.all.iter().filter(|(_, peer)| is_lost(peer)).map(|(sds, _)| *sds).collect()
     }
 
@@ -120,7 +121,11 @@ impl Shard {
             let members = told.homes.iter().filter(|home| home.server == sds).map(|home| home.device);
             for member in members.collect::<Vec<_>>() {
                 group.connected.remove(&member);
-                self.work.push_back(Work::Replica { pg, device, event: ReplicaEvent::PeerLost { device: member, reset } });
+                self.work.push_back(Work::Replica {
+                    pg,
+                    device,
+                    event: ReplicaEvent::PeerLost { device: member, reset },
+                });
             }
         }
     }
@@ -167,7 +172,8 @@ impl Shard {
         message: &LeaseMessage,
         out: &mut Vec<Action>,
     ) {
-        let (LeaseMessage::Ask { from, incarnation: of, .. } | LeaseMessage::Grant { from, incarnation: of, .. }) = message;
+        let (LeaseMessage::Ask { from, incarnation: of, .. } | LeaseMessage::Grant { from, incarnation: of, .. }) =
+            message;
         if (*from, *of) != (sds, incarnation) {
             self.counters.strange_messages += 1;
             return;

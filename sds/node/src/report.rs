@@ -215,9 +215,8 @@ impl Shard {
             used_bytes: (space.aus_total - space.aus_free.min(space.aus_total)) * AU_BYTES as u64,
             free_bytes: space.aus_free * AU_BYTES as u64,
         };
-        let open = |(device, slot): (&DeviceId, &crate::devices::Device)| {
-            Some(report(*device, slot.open()?.store.space()))
-        };
+        let open =
+            |(device, slot): (&DeviceId, &crate::devices::Device)| Some(report(*device, slot.open()?.store.space()));
         self.devices.iter().filter_map(open).collect()
     }
 

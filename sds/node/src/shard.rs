@@ -186,7 +186,8 @@ impl Shard {
     /// Hands out operations, one batch for each device.
     fn hand_out(&mut self, out: &mut Vec<Action>) {
         while let Some(device) = self.touched.pop_first() {
-            let requests = self.devices.get_mut(&device).map(|slot| std::mem::take(&mut slot.outbox)).unwrap_or_default();
+            let requests =
+                self.devices.get_mut(&device).map(|slot| std::mem::take(&mut slot.outbox)).unwrap_or_default();
             if !requests.is_empty() {
                 out.push(Action::Disk { device, requests });
             }

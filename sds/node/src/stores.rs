@@ -13,8 +13,8 @@ use sds_api::entry::Entry;
 use sds_replica::{StoreDone, StoreRequest, Token as ReplicaToken};
 use sds_store::error::StoreError;
 use sds_store::io::{DiskDone, DiskError, DiskRequest};
-use sds_store::request::{Answer, Event, Output, PieceContent, Request, Space, Token};
 use sds_store::limits::REMOVE_LAYERS_MAX;
+use sds_store::request::{Answer, Event, Output, PieceContent, Request, Space, Token};
 use sds_store::store::Store;
 
 use crate::limits::CAPTURES_MAX;
@@ -39,17 +39,52 @@ pub(crate) enum Outcome {
 /// Why the store was asked.
 enum Asked {
     /// Something to be made durable. It is kept until it is answered where it may be refused for want of room.
-    Durable { pg: PgId, token: ReplicaToken, kept: Option<StoreRequest> },
+    Durable {
+        pg: PgId,
+        token: ReplicaToken,
+        kept: Option<StoreRequest>,
+    },
     /// The last of several removals answers for all.
-    Removal { pg: PgId, token: ReplicaToken, layers: Vec<LayerKey>, last: bool },
-    Read { pg: PgId, token: ReplicaToken },
-    Status { pg: PgId, token: ReplicaToken, blocks: BlockRange },
-    List { pg: PgId, token: ReplicaToken },
-    Capture { pg: PgId, token: ReplicaToken, layer: LayerKey, tries: u8 },
+    Removal {
+        pg: PgId,
+        token: ReplicaToken,
+        layers: Vec<LayerKey>,
+        last: bool,
+    },
+    Read {
+        pg: PgId,
+        token: ReplicaToken,
+    },
+    Status {
+        pg: PgId,
+        token: ReplicaToken,
+        blocks: BlockRange,
+    },
+    List {
+        pg: PgId,
+        token: ReplicaToken,
+    },
+    Capture {
+        pg: PgId,
+        token: ReplicaToken,
+        layer: LayerKey,
+        tries: u8,
+    },
     /// Which block of a layer kept it from being captured?
-    BadBlocks { pg: PgId, token: ReplicaToken, layer: LayerKey, tries: u8 },
-    Repair { pg: PgId, token: ReplicaToken },
-    Entry { pg: PgId, seq: Seq },
+    BadBlocks {
+        pg: PgId,
+        token: ReplicaToken,
+        layer: LayerKey,
+        tries: u8,
+    },
+    Repair {
+        pg: PgId,
+        token: ReplicaToken,
+    },
+    Entry {
+        pg: PgId,
+        seq: Seq,
+    },
     Forget,
     Settle,
     Drain,
@@ -209,7 +244,9 @@ impl OpenStore {
                 (Asked::Status { pg, token, blocks }, Request::Status { layer, blocks })
             }
             StoreRequest::ListChunks { pg } => (Asked::List { pg, token }, Request::ListChunks { pg }),
-            StoreRequest::Capture { layer } => (Asked::Capture { pg, token, layer, tries: 1 }, Request::Capture { layer }),
+            StoreRequest::Capture { layer } => {
+                (Asked::Capture { pg, token, layer, tries: 1 }, Request::Capture { layer })
+            }
             StoreRequest::Install { pg, layer, copy } => {
                 (durable, Request::Install { pg, layer, content: translate::layer_content(copy) })
             }
@@ -320,8 +357,10 @@ impl OpenStore {
                 done(pg, token, StoreDone::Layer(is_there.then(|| translate::layer_copy(content))));
             }
             (Asked::BadBlocks { pg, token, layer, tries }, Answer::Read(pieces)) => {
-                let is_bad = |content: &PieceContent| matches!(content, PieceContent::Bad { layer: of, .. } if *of == layer);
-                let bad: Vec<u16> = pieces.iter().filter(|p| is_bad(&p.content)).flat_map(|p| p.blocks.iter()).collect();
+                let is_bad =
+                    |content: &PieceContent| matches!(content, PieceContent::Bad { layer: of, .. } if *of == layer);
+                let bad: Vec<u16> =
+                    pieces.iter().filter(|p| is_bad(&p.content)).flat_map(|p| p.blocks.iter()).collect();
                 if bad.is_empty() && tries < CAPTURES_MAX {
                     let asked = Asked::Capture { pg, token, layer, tries: tries + 1 };
                     self.ask(now, asked, Request::Capture { layer }, out);

@@ -259,10 +259,16 @@ fn heartbeats_name_the_servers_with_which_leases_are_exchanged() {
     let (mut world, _) = pair();
     world.wait_ms(500);
     let heartbeat = world.servers[&sds(1)].shard.heartbeat(world.now);
-    assert_eq!((heartbeat.leases_with.as_slice(), heartbeat.unreachable.as_slice()), ([sds(2)].as_slice(), [].as_slice()));
+    assert_eq!(
+        (heartbeat.leases_with.as_slice(), heartbeat.unreachable.as_slice()),
+        ([sds(2)].as_slice(), [].as_slice())
+    );
     world.kill(sds(2));
     world.wait_ms(700);
     let heartbeat = world.servers[&sds(1)].shard.heartbeat(world.now);
-    assert_eq!((heartbeat.leases_with.as_slice(), heartbeat.unreachable.as_slice()), ([].as_slice(), [sds(2)].as_slice()));
+    assert_eq!(
+        (heartbeat.leases_with.as_slice(), heartbeat.unreachable.as_slice()),
+        ([].as_slice(), [sds(2)].as_slice())
+    );
     assert_eq!(world.map.mapping(VOLUME, SDC).unwrap().generation, AttachGeneration(1));
 }

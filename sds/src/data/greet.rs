@@ -128,7 +128,8 @@ fn check(hub: &Hub, socket: &Socket, version: u16, system: SystemId) -> anyhow::
         return Err(refuse(socket, format!("this data server is of system {}, not of {system}", hub.system)));
     }
     if common_version(version, version) != Some(version) {
-        let text = format!("version {version} of the data protocol is not spoken here ({OPEN_VERSION_MIN} to {OPEN_VERSION})");
+        let text =
+            format!("version {version} of the data protocol is not spoken here ({OPEN_VERSION_MIN} to {OPEN_VERSION})");
         return Err(refuse(socket, text));
     }
     Ok(())
@@ -223,8 +224,16 @@ async fn greet(
     };
     let proof = peer_proof(&key, (hub.sds, me), peer, &theirs, &ours);
     let (system, sds) = (hub.system, hub.sds);
-    let hello =
-        OpenMessage::PeerHello { version: OPEN_VERSION, system, sds, incarnation: me, link, nonce: ours, key: key.id, proof };
+    let hello = OpenMessage::PeerHello {
+        version: OPEN_VERSION,
+        system,
+        sds,
+        incarnation: me,
+        link,
+        nonce: ours,
+        key: key.id,
+        proof,
+    };
     say(socket, &hello);
     match hear(socket, reader).await? {
         OpenMessage::PeerWelcome { proof } => {

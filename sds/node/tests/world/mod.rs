@@ -404,7 +404,8 @@ impl World {
     fn presented(&mut self, incarnation: ProcessIncarnation, device: &PresentedDevice) {
         let mut record = self.map.device(device.device).unwrap().clone();
         record.opened_by = Some(incarnation);
-        (record.open_count, record.size_bytes, record.state) = (device.open_count, device.size_bytes, DeviceState::Normal);
+        (record.open_count, record.size_bytes, record.state) =
+            (device.open_count, device.size_bytes, DeviceState::Normal);
         self.change(vec![MapObject::Device(record)], vec![]);
     }
 
@@ -496,14 +497,23 @@ impl World {
     }
 
     /// One operation, repeated for as long as the answer is "not now".
-    pub fn perform(&mut self, at: SdsId, handle: u32, chunk: u64, operation: ClientOperation) -> Result<ClientAnswer, ClientError> {
+    pub fn perform(
+        &mut self,
+        at: SdsId,
+        handle: u32,
+        chunk: u64,
+        operation: ClientOperation,
+    ) -> Result<ClientAnswer, ClientError> {
         for _ in 0..500 {
             let tag = self.request(at, handle, chunk, operation.clone());
             self.settle("a request is answered", |world| world.replies.contains_key(&(at, tag)));
             match self.replies.remove(&(at, tag)).unwrap() {
                 Err(ClientError::Retry) => {
                     self.now = self.now.plus_ms(20);
-                    self.servers.values_mut().filter(|s| s.alive).for_each(|s| s.inbox.push_back(Wire::Event(Event::Tick)));
+                    self.servers
+                        .values_mut()
+                        .filter(|s| s.alive)
+                        .for_each(|s| s.inbox.push_back(Wire::Event(Event::Tick)));
                 }
                 other => return other,
             }
@@ -536,6 +546,7 @@ pub fn mapping(generation: u64) -> Mapping {
         access: AccessMode::ReadWrite,
         limits: Limits::default(),
         generation: AttachGeneration(generation),
+        mapped: AttachGeneration(1),
         opened_by: 1,
         fence_revision: Revision(0),
         fenced: true,
