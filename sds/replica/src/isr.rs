@@ -121,10 +121,9 @@ impl Replica {
         if member.stage == Stage::Diverged {
             return true;
         }
-        if let Some(peer) = self.peers.get(&device) {
-            if !peer.connected && peer.reset && self.now.ms_since(peer.since) >= timing.remove_after_reset_ms {
-                return true;
-            }
+        let gone_for = self.peers.get(&device).filter(|peer| !peer.connected && peer.reset).map(|peer| peer.since);
+        if gone_for.is_some_and(|since| self.now.ms_since(since) >= timing.remove_after_reset_ms) {
+            return true;
         }
         if self.now.ms_since(member.progress_at) >= timing.remove_after_silence_ms {
             return true;

@@ -110,6 +110,10 @@ impl Member {
         }
     }
 
+    fn follows(&self, stream: u64) -> bool {
+        self.stage == Stage::Streaming && self.stream == stream
+    }
+
     /// True if it was told of the last commit.
     pub(crate) fn has_heard(&self, commit: Seq) -> bool {
         self.commit_sent >= commit
@@ -212,30 +216,22 @@ impl Replica {
 
     /// A message that only members send.
     pub(crate) fn on_member_says(&mut self, cx: &mut Cx<'_>, message: sds_api::peer::PeerMessage) {
-        let from = message.from;
+        let (from, known) = (message.from, self.epoch());
         let Some(leader) = self.leader.as_mut().filter(|leader| leader.term == message.term) else { return };
         let current =
             self.peers.get(&from).is_some_and(|peer| peer.connected && peer.incarnation == message.incarnation);
         let Some(member) = leader.members.get_mut(&from).filter(|_| current) else { return };
         match message.body {
             PeerBody::Tail { ask, tail } => self.on_tail(cx, from, message.incarnation, ask, tail),
-            PeerBody::Refused { promised, epoch } => {
-                if promised > message.term || epoch > self.epoch() {
-                    self.want_map(cx, epoch);
-                }
+            PeerBody::Refused { promised, epoch } if promised > message.term || epoch > known => {
+                self.want_map(cx, epoch);
             }
-            PeerBody::AskStream { stream } => {
-                if member.stage == Stage::Streaming && member.stream == stream {
-                    self.restart_member(cx, from);
-                }
-            }
-            PeerBody::Durable { stream, through, operations, grant } => {
-                if member.stage == Stage::Streaming && member.stream == stream {
-                    member.acknowledged(through, operations, self.now);
-                    let acked = member.acked;
-                    cx.context.credits.granted(self.me.device, from, grant);
-                    settle_reserved(cx, self.me.device, from, &mut member.reserved, acked);
-                }
+            PeerBody::AskStream { stream } if member.follows(stream) => self.restart_member(cx, from),
+            PeerBody::Durable { stream, through, operations, grant } if member.follows(stream) => {
+                member.acknowledged(through, operations, self.now);
+                let acked = member.acked;
+                cx.context.credits.granted(self.me.device, from, grant);
+                settle_reserved(cx, self.me.device, from, &mut member.reserved, acked);
             }
             PeerBody::ChunkVersions { stream, after, layers, last } => {
                 self.on_chunk_versions(cx, from, stream, after, &layers, last);
@@ -279,10 +275,9 @@ impl Replica {
         }
         let now = self.now;
         self.end_resync(cx, device);
-        if let Some(member) = self.lead().members.get_mut(&device) {
-            if member.stage != Stage::Diverged {
-                member.stage = Stage::Away { again: now };
-            }
+        let member = self.lead().members.get_mut(&device);
+        if let Some(member) = member.filter(|member| member.stage != Stage::Diverged) {
+            member.stage = Stage::Away { again: now };
         }
         self.fetch_lost(cx, device);
     }

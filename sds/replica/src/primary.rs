@@ -122,14 +122,15 @@ impl Replica {
             }
         };
         let blocks = BlockRange::touching(offset, length).ok_or(ClientError::OutOfRange)?;
-        if let Work::Change(change) = &work {
-            if let Some(waiting) = leader.by_identity.get(&request_key(&change.identity)) {
-                // I16: the same request again, over another connection perhaps.
-                if let Some(request) = leader.requests.get_mut(waiting) {
-                    request.clients.push(client);
-                    return Ok(());
-                }
-            }
+        let key = match &work {
+            Work::Change(change) => Some(request_key(&change.identity)),
+            Work::Read | Work::Status => None,
+        };
+        // I16: the same request again, over another connection perhaps, joins the one that waits.
+        let waiting = key.and_then(|key| leader.by_identity.get(&key)).copied();
+        if let Some(request) = waiting.and_then(|waiting| leader.requests.get_mut(&waiting)) {
+            request.clients.push(client);
+            return Ok(());
         }
         let request = Request { clients: vec![client], layer, blocks, offset, length, work, at: At::Held, repairs: 0 };
         let bytes = leader.request_bytes + request.bytes();
@@ -137,10 +138,6 @@ impl Replica {
             return Err(ClientError::Retry);
         }
         leader.request_bytes = bytes;
-        let key = match &request.work {
-            Work::Change(change) => Some(request_key(&change.identity)),
-            Work::Read | Work::Status => None,
-        };
         let id = self.number();
         let leader = self.lead();
         if let Some(key) = key {

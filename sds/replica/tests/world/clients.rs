@@ -127,7 +127,8 @@ impl World {
         if !self.nodes[node].up {
             return;
         }
-        let Op { chunk, first, count, value, request, oldest_unacked, .. } = self.clients[client].ops[&op].clone();
+        let Some(sent) = self.clients[client].ops.get(&op).cloned() else { return };
+        let Op { chunk, first, count, value, request, oldest_unacked, .. } = sent;
         let offset = first as usize * HALF;
         let identity = value.map(|_| WriteIdentity {
             volume: VolumeId(1),
@@ -156,7 +157,7 @@ impl World {
     }
 
     pub fn client_again(&mut self, client: usize, op: u64, attempt: u32) {
-        let entry = self.clients[client].ops.get_mut(&op).unwrap();
+        let Some(entry) = self.clients[client].ops.get_mut(&op) else { return };
         if entry.result.is_none() && entry.attempt == attempt {
             entry.attempt += 1;
             self.send_op(client, op);
@@ -164,7 +165,7 @@ impl World {
     }
 
     pub fn client_reply(&mut self, client: usize, op: u64, result: Result<ClientAnswer, ClientError>) {
-        let entry = self.clients[client].ops.get(&op).unwrap().clone();
+        let Some(entry) = self.clients[client].ops.get(&op).cloned() else { return };
         if entry.result.is_some() {
             return;
         }

@@ -85,7 +85,7 @@ impl Image {
                 }
             }
             Record::Promise(term) => {
-                assert!(*term > self.promised || *term == self.promised, "promises grow");
+                assert!(*term >= self.promised, "promises grow");
                 self.promised = *term;
             }
             Record::State(through, state) => {
