@@ -96,7 +96,6 @@ pub struct Scanner {
     incarnation: u64,
     limit: u64,
     fed: u64,
-    first_lap_end: u64,
     pieces: VecDeque<(u64, u64, Option<Bytes>)>,
     stop: Option<Stop>,
     search: u64,
@@ -115,7 +114,6 @@ impl Scanner {
             incarnation,
             limit: tail + ring_bytes,
             fed: tail,
-            first_lap_end: ring_bytes,
             pieces: VecDeque::new(),
             stop: None,
             search: 0,
@@ -182,8 +180,7 @@ impl Scanner {
         };
         let of_this_lap = FrameHead::decode(&block).filter(|head| head.salt == self.salt && head.lsn == self.next);
         let Some(head) = of_this_lap else {
-            let untouched = self.next >= self.first_lap_end || block.iter().all(|byte| *byte == 0);
-            return Err(if untouched { Stop::NothingOfThisLap } else { Stop::NotWhole });
+            return Err(Stop::NothingOfThisLap);
         };
         if self.next + head.total_bytes() > self.limit {
             return Err(Stop::NotWhole);

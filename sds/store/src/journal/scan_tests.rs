@@ -41,6 +41,12 @@ impl Ring {
         lsn
     }
 
+    fn frames(&mut self, count: usize, incarnation: u64, durable_through: u64) {
+        for _ in 0..count {
+            self.frame(incarnation, durable_through);
+        }
+    }
+
     fn damage(&mut self, lsn: u64) {
         self.bytes[(lsn % RING) as usize + 600] ^= 1;
     }
@@ -70,7 +76,7 @@ impl Ring {
 fn whole_chained_frames_are_accepted_and_nothing_behind_them_is_a_clean_end() {
     let mut ring = Ring::new();
     assert_eq!(ring.scan(), (0, 0, EndVerdict::Clean));
-    (0..3).for_each(|index| drop(ring.frame(1, index * PAGE)));
+    (0..3).for_each(|index| assert_eq!(ring.frame(1, index * PAGE), index * PAGE));
     assert_eq!(ring.scan(), (3, 3 * PAGE, EndVerdict::Clean));
 }
 
@@ -88,7 +94,7 @@ fn a_torn_group_is_no_corruption() {
     let mut ring = Ring::new();
     ring.frame(1, 0);
     let torn = ring.frame(1, PAGE);
-    (0..3).for_each(|_| drop(ring.frame(1, PAGE)));
+    ring.frames(3, 1, PAGE);
     ring.damage(torn);
     assert_eq!(ring.scan(), (1, torn, EndVerdict::Uncertain));
     ring.erase(torn);
@@ -99,7 +105,7 @@ fn a_torn_group_is_no_corruption() {
 fn a_bad_frame_with_more_behind_it_than_were_ever_in_flight_is_corruption() {
     let mut ring = Ring::new();
     let bad = ring.frame(1, 0);
-    (0..FRAMES_IN_FLIGHT).for_each(|_| drop(ring.frame(1, 0)));
+    ring.frames(FRAMES_IN_FLIGHT, 1, 0);
     ring.damage(bad);
     assert_eq!(ring.scan(), (0, 0, EndVerdict::Corrupt));
 }
@@ -124,7 +130,7 @@ fn what_an_earlier_recovery_cut_off_is_not_picked_up_again() {
     let mark = (ring.next, ring.chain);
     // Torn, and behind it frames that were whole: cut off at `mark`.
     ring.frame(1, PAGE);
-    (0..3).for_each(|_| drop(ring.frame(1, PAGE)));
+    ring.frames(3, 1, PAGE);
     (ring.next, ring.chain) = mark;
     ring.frame(2, PAGE);
     assert_eq!(ring.scan(), (2, 2 * PAGE, EndVerdict::Clean), "whole, but does not chain");
@@ -139,13 +145,13 @@ fn frames_of_several_lives_that_died_at_one_place_are_not_added_up() {
     let mut ring = Ring::new();
     ring.frame(1, 0);
     let mark = (ring.next, ring.chain);
-    (0..6).for_each(|_| drop(ring.frame(1, PAGE)));
+    ring.frames(6, 1, PAGE);
     for page in 1..4 {
         ring.erase(page * PAGE);
     }
     (ring.next, ring.chain) = mark;
     let torn = ring.frame(2, PAGE);
-    (0..2).for_each(|_| drop(ring.frame(2, PAGE)));
+    ring.frames(2, 2, PAGE);
     ring.damage(torn);
     assert_eq!(ring.scan(), (1, torn, EndVerdict::Uncertain));
 }
@@ -153,7 +159,7 @@ fn frames_of_several_lives_that_died_at_one_place_are_not_added_up() {
 #[test]
 fn an_older_lap_is_a_clean_end() {
     let mut ring = Ring::new();
-    (0..64).for_each(|_| drop(ring.frame(1, 0)));
+    ring.frames(64, 1, 0);
     let (first, chain) = (ring.next, ring.chain);
     ring.frame(1, first);
     let mut scanner = Scanner::new(RING, SALT, first, chain, 1);

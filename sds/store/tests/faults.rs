@@ -1,0 +1,363 @@
+//! Errors and rot: never a wrong byte, the right verdict, one block at most.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use bytes::Bytes;
+use mdm_api::epoch::{Seq, Term, Version};
+use mdm_api::ids::{DeviceId, SystemId};
+use sds_api::block::BlockRange;
+use sds_api::checksum::{block_checksums, crc32c};
+use sds_store::error::{FormatError, OpenError, StoreError};
+use sds_store::io::DiskError;
+use sds_store::layout::Geometry;
+use sds_store::request::{Answer, LayerContent, Output, Piece, PieceContent, Request, Suspicion, Verdict};
+use sds_store::store::Options;
+use support::model::{data, fill, layer, pg, write, zero};
+use support::{Disk, Machine, Random, format, open, open_as, open_parameters, parameters};
+
+const SIZE: u64 = 16 << 20;
+const JOURNAL: u64 = 256 << 10;
+
+fn geometry() -> Geometry {
+    Geometry::new(SIZE, JOURNAL).unwrap()
+}
+
+fn filled(count: u64) -> Machine {
+    let mut machine = Machine::fresh(SIZE, JOURNAL);
+    for seq in 1..=count {
+        let entries = vec![write(pg(0), 1, seq, layer(1, 0, 0), seq as u16, &[seq])];
+        assert_eq!(machine.call(Request::Append { entries }), Ok(Answer::Done));
+    }
+    machine.request(Request::Commit { pg: pg(0), through: Seq(count) });
+    machine
+}
+
+fn read(machine: &mut Machine) -> Vec<Piece> {
+    let request = Request::Read { layer: layer(1, 0, 0), blocks: BlockRange::WHOLE };
+    match machine.call(request) {
+        Ok(Answer::Read(pieces)) => pieces,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn home_block(machine: &Machine) -> u64 {
+    let first = geometry().data_offset / 4096;
+    (first..first + 4096).find(|block| machine.disk.is_written(*block)).unwrap()
+}
+
+#[test]
+fn rot_at_rest_fails_that_block_alone_and_repair_brings_it_back() {
+    let mut machine = filled(5);
+    machine.call(Request::Checkpoint).unwrap();
+    let rotten = home_block(&machine);
+    machine.disk.rot(rotten);
+    let pieces = read(&mut machine);
+    let bad: Vec<&Piece> = pieces.iter().filter(|p| matches!(p.content, PieceContent::Bad { .. })).collect();
+    assert_eq!(bad.len(), 1);
+    assert_eq!(bad[0].blocks.count(), 1);
+    let block = bad[0].blocks.first();
+    let good = data(&[u64::from(block)]);
+    let repair = |checksum, data| Request::Repair { layer: layer(1, 0, 0), block, checksum, data };
+    let other = data(&[99]);
+    assert_eq!(machine.call(repair(crc32c(&other), other)), Err(StoreError::Changed));
+    assert_eq!(machine.call(Request::Capture { layer: layer(1, 0, 0) }), Err(StoreError::BadBlock));
+    assert_eq!(machine.call(repair(crc32c(&good), good)), Ok(Answer::Done));
+    machine.call(Request::Checkpoint).unwrap();
+    let pieces = read(&mut machine);
+    assert!(!pieces.iter().any(|piece| matches!(piece.content, PieceContent::Bad { .. })), "{pieces:?}");
+}
+
+#[test]
+fn an_unreadable_block_is_no_failure_of_the_device() {
+    let mut machine = filled(3);
+    machine.call(Request::Checkpoint).unwrap();
+    let block = home_block(&machine);
+    machine.disk.unreadable.push(block);
+    let pieces = read(&mut machine);
+    assert!(pieces.iter().any(|piece| matches!(piece.content, PieceContent::Bad { .. })));
+    assert_eq!(machine.store.failure(), None);
+}
+
+#[test]
+fn the_first_write_error_is_the_last_thing_that_happens() {
+    let mut machine = filled(2);
+    machine.disk.fail_writes = true;
+    let entries = vec![write(pg(0), 1, 3, layer(1, 0, 0), 9, &[3])];
+    assert_eq!(machine.call(Request::Append { entries }), Err(StoreError::Failed(DiskError::Io)));
+    assert!(machine.outputs.iter().any(|output| matches!(output, Output::Failed { cause: DiskError::Io })));
+    machine.outputs.clear();
+    machine.disk.fail_writes = false;
+    let promise = Request::Promise { pg: pg(0), term: Term(9) };
+    assert_eq!(machine.call(promise), Err(StoreError::Failed(DiskError::Io)));
+    machine.tick(5000);
+    assert!(machine.outputs.is_empty() && machine.disk.in_flight.is_empty(), "nothing moves any more");
+}
+
+#[test]
+fn rot_in_the_journal_makes_the_device_suspect_and_stays_remembered_until_settled() {
+    let mut machine = filled(8);
+    machine.run_disk();
+    let third = geometry().journal_offset / 4096 + 4;
+    machine.disk.rot(third);
+    let (store, recovered) = open(&mut machine.disk, Options::default()).unwrap();
+    assert!(
+        matches!(recovered.verdict, Verdict::Suspect { why: Suspicion::JournalCorrupt { lsn: 16384 } }),
+        "{:?}",
+        recovered.verdict
+    );
+    drop(store);
+    let (mut store, recovered) = open(&mut machine.disk, Options::default()).unwrap();
+    assert!(matches!(recovered.verdict, Verdict::Suspect { .. }));
+    std::mem::swap(&mut machine.store, &mut store);
+    let promise = Request::Promise { pg: pg(0), term: Term(3) };
+    machine.call(promise).unwrap();
+    let (store, recovered) = open(&mut machine.disk, Options::default()).unwrap();
+    assert_eq!(recovered.verdict, Verdict::Suspect { why: Suspicion::Remembered });
+    machine.store = store;
+    machine.call(Request::Settle).unwrap();
+    let (_, recovered) = open(&mut machine.disk, Options::default()).unwrap();
+    assert_eq!(recovered.verdict, Verdict::Clean);
+}
+
+#[test]
+fn a_lost_page_makes_the_device_suspect_and_the_stale_home_is_not_used() {
+    let mut machine = filled(3);
+    machine.call(Request::SaveState { pg: pg(0), through: Seq(3), state: Bytes::new() }).unwrap();
+    machine.call(Request::Checkpoint).unwrap();
+    let entries = vec![write(pg(0), 1, 4, layer(1, 0, 0), 1, &[44])];
+    machine.call(Request::Append { entries }).unwrap();
+    machine.request(Request::Commit { pg: pg(0), through: Seq(4) });
+    machine.call(Request::SaveState { pg: pg(0), through: Seq(4), state: Bytes::new() }).unwrap();
+    machine.call(Request::Checkpoint).unwrap();
+    let geometry = geometry();
+    let homes = [geometry.page_home(0, 0) / 4096, geometry.page_home(0, 1) / 4096];
+    let mut verdicts = Vec::new();
+    for home in homes {
+        let mut disk = machine.disk.clone();
+        disk.rot(home);
+        let (store, recovered) = open(&mut disk, Options::default()).unwrap();
+        let mut copy = Machine::new(disk, store);
+        let served = read(&mut copy);
+        match recovered.verdict {
+            Verdict::Suspect { why: Suspicion::PagesLost { pages: 1 } } => {
+                let stale = served.iter().any(|piece| match &piece.content {
+                    PieceContent::Data { bytes, .. } => piece.blocks.first() == 1 && bytes[..8] != fill(44)[..8],
+                    _ => false,
+                });
+                assert!(!stale, "a home that is not the newest was used");
+                verdicts.push(true);
+            }
+            Verdict::Clean => verdicts.push(false),
+            other => panic!("{other:?}"),
+        }
+    }
+    verdicts.sort_unstable();
+    assert_eq!(verdicts, [false, true], "the newest home matters, the other does not");
+}
+
+#[test]
+fn super_blocks_are_believed_by_two_and_repaired_by_opening() {
+    let machine = filled(1);
+    let places = geometry().super_offsets.map(|offset| offset / 4096);
+    for keep in [[0, 1], [0, 3], [2, 3], [1, 2]] {
+        let mut disk = machine.disk.clone();
+        places.iter().enumerate().filter(|(at, _)| !keep.contains(at)).for_each(|(_, block)| disk.rot(*block));
+        if keep == [1, 2] {
+            assert_eq!(open(&mut disk, Options::default()).err(), Some(OpenError::NotFormatted), "no way to find them");
+            continue;
+        }
+        assert!(open(&mut disk, Options::default()).is_ok(), "{keep:?}");
+        places.iter().take(2).for_each(|block| disk.rot(*block));
+        assert!(open(&mut disk, Options::default()).is_ok(), "opening wrote all four");
+    }
+    let mut disk = machine.disk.clone();
+    places.iter().skip(1).for_each(|block| disk.rot(*block));
+    let error = open(&mut disk, Options::default()).err();
+    assert_eq!(error, Some(OpenError::TooFewSuperBlocks { valid: 1, newest: 2 }));
+}
+
+#[test]
+fn devices_of_others_are_refused_by_name() {
+    let mut machine = filled(1);
+    let expect = |disk: &mut Disk, change: &dyn Fn(&mut sds_store::open::OpenParameters)| {
+        let mut parameters = open_parameters(disk, Options::default());
+        change(&mut parameters);
+        open_as(disk, parameters).err()
+    };
+    let disk = &mut machine.disk;
+    assert!(matches!(expect(disk, &|p| p.system = Some(SystemId(1))), Some(OpenError::OtherSystem { .. })));
+    assert!(matches!(expect(disk, &|p| p.device = Some(DeviceId(1))), Some(OpenError::OtherDevice { .. })));
+    assert!(matches!(expect(&mut Disk::new(SIZE), &|_| ()), Some(OpenError::NotFormatted)));
+    disk.size -= 1 << 20;
+    assert!(matches!(expect(disk, &|_| ()), Some(OpenError::Truncated { .. })));
+    disk.size += 9 << 20;
+    assert!(expect(disk, &|_| ()).is_none(), "a grown device opens");
+}
+
+#[test]
+fn a_device_that_is_not_blank_is_formatted_only_by_force() {
+    let mut machine = filled(1);
+    let again = parameters(SIZE, JOURNAL);
+    assert!(matches!(format(&mut machine.disk, again), Err(FormatError::AshlarDevice { .. })));
+    let mut disk = Disk::new(SIZE);
+    disk.overwrite(1080, &[0x53, 0xef]);
+    assert!(matches!(format(&mut disk, again), Err(FormatError::NotBlank { .. })));
+    format(&mut machine.disk, sds_store::format::FormatParameters { force: true, salt: 1, ..again }).unwrap();
+    let (_, recovered) = open(&mut machine.disk, Options::default()).unwrap();
+    assert_eq!((recovered.open_count, recovered.pgs.len()), (1, 0), "nothing of the old life is seen");
+}
+
+#[test]
+fn a_format_that_was_cut_short_is_no_device() {
+    let mut machine = filled(1);
+    let mut random = Random(1);
+    let forced = sds_store::format::FormatParameters { force: true, salt: 9, ..parameters(SIZE, JOURNAL) };
+    let mut formatter = sds_store::format::Formatter::new(forced).unwrap();
+    let mut out = Vec::new();
+    formatter.start(&mut out);
+    for _ in 0..4 {
+        out.drain(..).for_each(|request| machine.disk.submit(request));
+        let done = machine.disk.complete(0);
+        assert!(formatter.step(done, &mut out).is_none());
+    }
+    let mut disk = machine.disk.crash(&mut random);
+    match open(&mut disk, Options::default()) {
+        Err(OpenError::NotFormatted | OpenError::TooFewSuperBlocks { .. }) => {}
+        Ok((_, recovered)) => assert_eq!(recovered.pgs.len(), 1, "still the old one, whole"),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+#[test]
+fn space_given_back_by_zeroing_is_used_again_for_ever() {
+    let mut machine = Machine::fresh(SIZE, JOURNAL);
+    let mut seq = 0;
+    for round in 0..60 {
+        for chunk in 0..4 {
+            for unit in 0..4 {
+                seq += 1;
+                let entries = vec![write(pg(0), 1, seq, layer(1, chunk, 0), unit * 16, &[round + 1])];
+                machine.call(Request::Append { entries }).unwrap_or_else(|error| panic!("round {round}: {error}"));
+            }
+            seq += 1;
+            let entries = vec![zero(pg(0), 1, seq, layer(1, chunk, 0), 0, 256)];
+            machine.call(Request::Append { entries }).unwrap();
+            machine.request(Request::Commit { pg: pg(0), through: Seq(seq) });
+            machine.call(Request::SaveState { pg: pg(0), through: Seq(seq), state: Bytes::new() }).unwrap();
+        }
+        machine.call(Request::Checkpoint).unwrap();
+    }
+    for _ in 0..20 {
+        machine.tick(1500);
+        machine.run_disk();
+    }
+    let space = machine.store.space();
+    assert_eq!((space.aus_free, space.aus_quarantined), (space.aus_total, 0), "{space:?}");
+    assert_eq!(machine.store.space().records_free, space.records_total - 4);
+}
+
+#[test]
+fn a_full_device_refuses_before_anything_happens_and_still_deletes() {
+    let mut machine = Machine::fresh(8 << 20, JOURNAL);
+    let (mut seq, mut refused) = (0, None);
+    for at in 0..400_u64 {
+        let key = layer(1, at / 16, 0);
+        let entries = vec![write(pg(0), 1, seq + 1, key, (at % 16) as u16 * 16, &[at])];
+        match machine.call(Request::Append { entries }) {
+            Ok(_) => seq += 1,
+            Err(error) => {
+                refused = Some(error);
+                break;
+            }
+        }
+        machine.request(Request::Commit { pg: pg(0), through: Seq(seq) });
+        if seq % 8 == 0 {
+            machine.call(Request::SaveState { pg: pg(0), through: Seq(seq), state: Bytes::new() }).unwrap();
+            machine.call(Request::Checkpoint).unwrap();
+        }
+    }
+    assert_eq!(refused, Some(StoreError::NoSpace));
+    let layers = (0..25).map(|chunk| layer(1, chunk, 0)).collect();
+    machine.call(Request::RemoveLayers { pg: pg(0), layers }).unwrap();
+    machine.call(Request::SaveState { pg: pg(0), through: Seq(seq), state: Bytes::new() }).unwrap();
+    for _ in 0..10 {
+        machine.tick(1500);
+        machine.run_disk();
+    }
+    let entries = vec![write(pg(0), 1, seq + 1, layer(2, 0, 0), 0, &[1])];
+    assert_eq!(machine.call(Request::Append { entries }), Ok(Answer::Done));
+    assert_eq!(machine.store.space().aus_free, machine.store.space().aus_total - 1);
+}
+
+#[test]
+fn a_copy_replaces_a_layer_and_later_entries_go_on_top() {
+    let mut machine = filled(4);
+    let content = LayerContent {
+        version: Version { term: Term(1), seq: Seq(4) },
+        present: [0, 7].into_iter().collect(),
+        zeroed: [1].into_iter().collect(),
+        checksums: block_checksums(&data(&[70, 77])),
+        data: vec![data(&[70, 77])],
+    };
+    let key = layer(1, 0, 0);
+    let token = machine.request(Request::Install { pg: pg(0), layer: key, content: content.clone() });
+    let entries = vec![write(pg(0), 1, 5, key, 7, &[5])];
+    machine.call(Request::Append { entries }).unwrap();
+    machine.request(Request::Commit { pg: pg(0), through: Seq(5) });
+    assert_eq!(machine.answer(token), Ok(Answer::Done));
+    machine.call(Request::Checkpoint).unwrap();
+    let Ok(Answer::Captured(captured)) = machine.call(Request::Capture { layer: key }) else { panic!() };
+    assert_eq!((captured.version.seq, captured.present, captured.zeroed), (Seq(5), content.present, content.zeroed));
+    assert_eq!(captured.data.concat()[4096..4104], fill(5)[..8]);
+    let lower = LayerContent { version: Version { term: Term(1), seq: Seq(2) }, ..content.clone() };
+    let request = Request::Install { pg: pg(0), layer: key, content: lower };
+    assert_eq!(machine.call(request), Err(StoreError::Committed));
+    let mut bad = content;
+    bad.checksums[0] ^= 1;
+    let request = Request::Install { pg: pg(0), layer: key, content: bad };
+    assert_eq!(machine.call(request), Err(StoreError::Malformed));
+}
+
+#[test]
+fn small_memory_changes_nothing_but_where_payload_is_read_from() {
+    let mut disk = Disk::new(SIZE);
+    format(&mut disk, parameters(SIZE, JOURNAL)).unwrap();
+    let options = Options { payload_cache_bytes: 0 };
+    let (store, _) = open(&mut disk, options).unwrap();
+    let mut machine = Machine::new(disk, store);
+    for seq in 1..=6 {
+        let entries = vec![write(pg(0), 1, seq, layer(1, 0, 0), seq as u16, &[seq, seq + 100])];
+        machine.call(Request::Append { entries: entries.clone() }).unwrap();
+        let read = machine.call(Request::ReadEntry { pg: pg(0), seq: Seq(seq) });
+        assert_eq!(read, Ok(Answer::Entry(entries[0].clone())));
+    }
+    machine.request(Request::Commit { pg: pg(0), through: Seq(6) });
+    let before = read(&mut machine);
+    machine.call(Request::Checkpoint).unwrap();
+    let after = read(&mut machine);
+    let bytes = |pieces: Vec<Piece>| -> Vec<u8> {
+        let one = |piece: Piece| match piece.content {
+            PieceContent::Data { bytes, .. } => bytes.to_vec(),
+            _ => vec![0; piece.blocks.bytes()],
+        };
+        pieces.into_iter().flat_map(one).collect()
+    };
+    let (before, after) = (bytes(before), bytes(after));
+    assert!(before == after);
+    assert_eq!(before[6 * 4096..6 * 4096 + 8], fill(6)[..8]);
+    assert_eq!(before[7 * 4096..7 * 4096 + 8], fill(106)[..8]);
+}
+
+#[test]
+fn a_lone_small_write_is_two_blocks_of_journal_in_one_operation() {
+    let mut machine = Machine::fresh(SIZE, JOURNAL);
+    let before = machine.store.counters();
+    let entries = vec![write(pg(0), 1, 1, layer(1, 0, 0), 0, &[1])];
+    machine.request(Request::Append { entries });
+    assert_eq!(machine.disk.in_flight.len(), 1);
+    machine.run_disk();
+    let after = machine.store.counters();
+    assert_eq!((after.frames - before.frames, after.journal_bytes - before.journal_bytes), (1, 8192));
+}
