@@ -1,15 +1,21 @@
-//! Reading every copy of every block.
+//! Are the copies of everything alike? Asked in two ways.
 //!
-//! A volume is read once for each data server, with that server down: then each placement group is read from a copy that
-//! is not there. With two copies of everything, every copy is read at least once, and all readings must be the same. The
-//! volume must be at rest meanwhile: what is not written is not copied when a server returns.
+//! Through the system ([`identical`]): a volume is read once for each data server, with that server down: then each
+//! placement group is read from a copy that is not there. With two copies of everything, every copy is read at least once,
+//! and all readings must be the same. The volume must be at rest meanwhile: what is not written is not copied when a
+//! server returns.
+//!
+//! Past the system ([`alike_on_devices`]): `inspect` reads the devices of a system that is down.
 
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 
 use crate::nbd::Client;
 use crate::system::System;
+use crate::{programs, shell};
 
 /// How long a server may take to return with all its copies.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -30,4 +36,21 @@ pub fn identical(system: &System, volume: &str) -> anyhow::Result<()> {
         }
     }
     client.close()
+}
+
+/// Takes the system down, compares all its devices, and brings it up again.
+pub fn alike_on_devices(system: &System) -> anyhow::Result<String> {
+    let mut devices: Vec<PathBuf> = Vec::new();
+    for server in system.nodes("sds")? {
+        let folder = system.directory().join(&server);
+        let entries = std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+        let named = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("device"));
+        devices.extend(entries.flatten().map(|entry| entry.path()).filter(named));
+    }
+    devices.sort();
+    system.kill("all")?;
+    let compared = shell::run(Command::new(programs::path("inspect")?).arg("compare").args(&devices));
+    system.start("all")?;
+    system.wait_healthy(PATIENCE)?;
+    compared.context("the copies on the devices differ")
 }

@@ -1,5 +1,6 @@
 //! Bad input: one clear line, the right exit code, and nothing is changed; nonsense on a port costs one connection.
 
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -13,9 +14,9 @@ use cluster::{programs, shell};
 use mdm_api::client::pki::{self, Authority, Identity};
 use mdm_api::client::{ConnectError, Connector};
 use mdm_api::control::PeerRole;
-use mdm_api::frame::{self, FrameKind};
+use mdm_api::frame::{self, FRONT_BYTES, FrameKind, Front};
 use mdm_api::ids::{KeyId, MdmId, ProcessIncarnation, SdsId, SystemId};
-use sds_api::open::{OPEN_VERSION, OpenMessage};
+use sds_api::open::{OPEN_BOUNDS, OPEN_VERSION, OpenMessage, PeerLink};
 
 /// Nobody listens there: a port below 1024 that no service of a test machine has.
 const NOBODY: &str = "127.0.0.1:9";
@@ -259,11 +260,25 @@ fn servers_want_proof(system: &System, processes: &[(String, u32)]) {
     let address = node["address"].as_str().unwrap().parse().unwrap();
     assert!(hostile::ports(*pid).unwrap().contains(&Port::Tcp(address)));
     let (_, system_id) = system.variable("ASHLAR_SESSION").map(session_system).unwrap();
-    let mut lie = frame::encode(FrameKind::DataOpen, &forged(system_id).encode());
-    hostile::send(&Port::Tcp(address), &lie).unwrap();
-    let last = lie.len() - 1;
-    lie[last] ^= 1;
-    hostile::send(&Port::Tcp(address), &lie).unwrap();
+    let stream = std::net::TcpStream::connect::<std::net::SocketAddr>(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    assert!(matches!(receive(&stream), Some(OpenMessage::Challenge { system, .. }) if system == system_id));
+    (&stream).write_all(&frame::encode(FrameKind::DataOpen, &forged(system_id).encode())).unwrap();
+    let Some(OpenMessage::Refused { text }) = receive(&stream) else { panic!("a forged proof is not refused") };
+    assert!(!text.is_empty() && !text.contains('\n'), "{text}");
+    assert!(receive(&stream).is_none(), "the connection ends");
+}
+
+/// The next message of an opening; `None` at the end.
+fn receive(mut stream: &std::net::TcpStream) -> Option<OpenMessage> {
+    let mut front = [0; FRONT_BYTES];
+    stream.read_exact(&mut front).ok()?;
+    let front = Front::decode(&front, OPEN_BOUNDS).unwrap();
+    assert_eq!(front.kind, FrameKind::DataOpen);
+    let mut header = vec![0; front.header_bytes];
+    stream.read_exact(&mut header).unwrap();
+    front.check_header(&header).unwrap();
+    Some(OpenMessage::decode(&header).unwrap())
 }
 
 fn forged(system: SystemId) -> OpenMessage {
@@ -272,6 +287,7 @@ fn forged(system: SystemId) -> OpenMessage {
         system,
         sds: SdsId(1),
         incarnation: ProcessIncarnation(1),
+        link: PeerLink::Bulk,
         nonce: Default::default(),
         key: KeyId(0),
         proof: [0; 32],

@@ -60,6 +60,7 @@ pub fn run(extent: &Extent) -> anyhow::Result<Outcome> {
             for volume in ["files", "plain"] {
                 copies::identical(system, volume)?;
             }
+            copies::alike_on_devices(system)?;
         }
         Ok(outcome)
     })
