@@ -49,13 +49,29 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse()) {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return wrong_line(&error),
+    };
+    match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("sdc: {error:#}");
+            eprintln!("sdc: {}", format!("{error:#}").replace('\n', " "));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Help and version are printed as they are; a wrong line gets one line, as everything else that is refused.
+fn wrong_line(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        error.exit();
+    }
+    let text = error.to_string();
+    let first: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+    let what = first.join(" ");
+    eprintln!("sdc: {}: see 'sdc --help'", what.trim_start_matches("error: "));
+    ExitCode::from(2)
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {

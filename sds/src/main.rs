@@ -9,7 +9,10 @@ use sds::args::{Arguments, Command};
 use sds::{identity, logging, run};
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return wrong_line(&error),
+    };
     logging::start(arguments.log_format);
     match dispatch(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -18,6 +21,18 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Help and version are printed as they are; a wrong line gets one line, as everything else that is refused.
+fn wrong_line(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        error.exit();
+    }
+    let text = error.to_string();
+    let first: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+    let what = first.join(" ");
+    eprintln!("sds: {}: see 'sds --help'", what.trim_start_matches("error: "));
+    ExitCode::from(2)
 }
 
 fn dispatch(command: Command) -> anyhow::Result<()> {
