@@ -2,7 +2,7 @@
 
 use mdm_api::control::{DeviceReport, Heartbeat, ResyncReport, TailReport};
 use mdm_api::epoch::Nanos;
-use mdm_api::ids::DeviceId;
+use mdm_api::ids::{DeviceId, PgId};
 use sds_api::block::AU_BYTES;
 use sds_api::client::{ClientError, ClientOperation};
 use sds_replica::Role;
@@ -207,6 +207,11 @@ impl Shard {
             }
         }
         heartbeat
+    }
+
+    /// The replicas of this process: group, device, status.
+    pub fn replicas(&self) -> impl Iterator<Item = (PgId, DeviceId, sds_replica::Status)> {
+        self.groups.iter().map(|(pg, device, group)| (pg, device, group.replica.status()))
     }
 
     fn device_reports(&self) -> Vec<DeviceReport> {

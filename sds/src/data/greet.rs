@@ -39,7 +39,7 @@ pub(crate) async fn listen(hub: Rc<Hub>, listener: TcpListener) {
                 hub.connections.set(hub.connections.get() + 1);
                 tokio::task::spawn_local(async move {
                     if let Err(error) = accepted(&hub, stream).await {
-                        tracing::info!(%address, error = %format!("{error:#}"), "a connection was refused");
+                        tracing::debug!(%address, error = %format!("{error:#}"), "a connection was refused");
                     }
                     hub.connections.set(hub.connections.get() - 1);
                 });

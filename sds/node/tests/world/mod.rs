@@ -1,5 +1,7 @@
 //! Data servers with disks in memory, a network that keeps order, and a scripted metadata manager.
 
+#![allow(clippy::unwrap_used, missing_docs)] // helpers of tests: what cannot be is a failed test
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
