@@ -180,7 +180,8 @@ impl Store {
     pub(crate) fn replace_record(&mut self, install: &InstallRecord, lsn: u64) {
         let layer = self.layers.get_mut(&install.layer).expect("the layer was made for the copy");
         layer.record.units().for_each(|au| self.units.quarantine(au, lsn));
-        let mut record = ChunkRecord::new(install.pg, install.layer, lsn);
+        // One past: a record that was made just before the claim, with the head there, is older than the claim.
+        let mut record = ChunkRecord::new(install.pg, install.layer, lsn + 1);
         record.version = install.version;
         (record.present, record.zeroed, record.aus) = (install.present, install.zeroed, install.aus);
         for (block, sum) in install.present.iter().zip(&install.checksums) {

@@ -216,7 +216,7 @@ impl Store {
 
     fn replay_install(&mut self, install: InstallRecord, lsn: u64, replay: &mut Replay) -> bool {
         let units = install.aus.iter().copied().filter(|au| *au != NO_AU);
-        if self.layers.get(&install.layer).is_some_and(|layer| layer.recorded && layer.record.base >= lsn) {
+        if self.layers.get(&install.layer).is_some_and(|layer| layer.recorded && layer.record.base > lsn) {
             replay.claimed.extend(units);
             return true;
         }

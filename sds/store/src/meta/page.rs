@@ -68,7 +68,7 @@ pub struct ChunkRecord {
     pub layer: LayerKey,
     /// The last write applied.
     pub version: Version,
-    /// Position of the journal record that made the layer: removals before it do not concern it.
+    /// Journal position before which everything is older than this record: removals and copies at lower positions are done.
     pub base: u64,
     /// Blocks with data.
     pub present: BlockMap,
