@@ -273,7 +273,7 @@ impl OpenStore {
                 self.held.get_mut(&pg).and_then(VecDeque::front_mut)
                 && *first == token
             {
-                layers.extend(later); // refused for now: the rest waits with it
+                layers.extend(later); // refused: the rest waits with it
                 return;
             }
             rest = later;

@@ -8,16 +8,21 @@ use bytes::Bytes;
 use mdm_api::command::{CommandAnswer, DaemonCommand, PresentedDevice};
 use mdm_api::config::{PgChangeKind, PgConfig};
 use mdm_api::epoch::{AttachGeneration, Epoch, Nanos, RequestNumber, Revision, SnapSeq, Term};
-use mdm_api::ids::*;
+use mdm_api::ids::{
+    DeviceId, DeviceIncarnation, KeyId, PgId, ProcessIncarnation, ProtectionDomainId, SdcId, SdsId, StoragePoolId,
+    SystemId, VolumeId, VtreeId,
+};
 use mdm_api::map::{ClusterMap, MapDelta, MapKey, MapObject};
-use mdm_api::model::*;
+use mdm_api::model::{
+    AccessMode, Device, DeviceState, DomainKey, Limits, Mapping, ProtectionDomain, Sds, StoragePool, System, Volume,
+};
 use mdm_api::placement::pg_index;
 use mdm_api::ticket::{Credential, Ticket, client_proof};
 use mdm_api::timing::Timing;
 use sds_api::block::ChunkId;
-use sds_api::client::*;
+use sds_api::client::{ClientAnswer, ClientError, ClientOperation, ClientRequest, RequestIdentity};
 use sds_api::client_codec::piece_checksums;
-use sds_node::*;
+use sds_node::{Action, ClientOpen, Event, KnownDevice, Settings, Shard};
 use sds_store::io::{DiskDone, DiskError, DiskOp, OpId};
 
 pub const SYSTEM: SystemId = SystemId(0xa5);
