@@ -1,0 +1,408 @@
+//! Faults: drawn, carried out, and ended.
+
+use std::collections::BTreeMap;
+
+use mdm_api::command::{AdminCommand, ObjectRef};
+use mdm_api::ids::{SdcId, VolumeId};
+
+use crate::clock::{MS, SECOND, Time};
+use crate::cluster::map_command;
+use crate::core::What;
+use crate::host::Host;
+use crate::host::sds::SdsHost;
+use crate::net::NodeId;
+use crate::plan::Fault;
+use crate::rng::Rng;
+use crate::world::World;
+
+/// What ends a fault.
+#[derive(Clone, Debug)]
+enum Undo {
+    Start(NodeId),
+    Power(NodeId),
+    Resume(NodeId),
+    Links(Vec<(NodeId, NodeId)>),
+    Disk(NodeId, usize),
+    Files(NodeId),
+    Map(VolumeId, SdcId),
+}
+
+/// What is broken, and what is to break.
+pub struct Faults {
+    rng: Rng,
+    active: BTreeMap<u64, Undo>,
+    next: u64,
+    is_over: bool,
+    unmaps: BTreeMap<u64, (VolumeId, SdcId)>,
+    /// How often each kind was carried out.
+    pub counts: BTreeMap<Fault, u64>,
+}
+
+impl Faults {
+    /// None yet.
+    pub fn new(rng: Rng) -> Self {
+        Self { rng, active: BTreeMap::new(), next: 0, is_over: true, unmaps: BTreeMap::new(), counts: BTreeMap::new() }
+    }
+}
+
+impl World {
+    /// From now on things break.
+    pub fn begin_faults(&mut self) {
+        self.faults.is_over = false;
+        self.core.schedule(self.core.now, What::Fault);
+    }
+
+    /// The next fault.
+    pub fn fault(&mut self) {
+        if self.faults.is_over {
+            return;
+        }
+        self.settle_unmaps();
+        let fault = *self.faults.rng.pick(&self.core.plan.faults.clone());
+        if self.carry_out(fault) {
+            *self.faults.counts.entry(fault).or_default() += 1;
+            self.mark();
+        }
+        let pause = self.faults.rng.around(self.core.plan.fault_every) + MS;
+        self.core.schedule(self.core.now + pause, What::Fault);
+    }
+
+    /// How long a fault lasts: mostly short, sometimes long.
+    fn duration(&mut self) -> Time {
+        let mean = *self.faults.rng.pick(&[100 * MS, 700 * MS, 2 * SECOND, 6 * SECOND]);
+        self.faults.rng.around(mean).min(15 * SECOND) + MS
+    }
+
+    fn until(&mut self, undo: Undo) {
+        let duration = self.duration();
+        self.undo_after(duration, undo);
+    }
+
+    fn undo_after(&mut self, duration: Time, undo: Undo) {
+        self.faults.next += 1;
+        let number = self.faults.next;
+        self.faults.active.insert(number, undo);
+        self.core.schedule(self.core.now + duration, What::EndFault(number));
+    }
+
+    /// A fault ends.
+    pub fn end_fault(&mut self, number: u64) {
+        if let Some(undo) = self.faults.active.remove(&number) {
+            self.undo(undo);
+        }
+    }
+
+    fn undo(&mut self, undo: Undo) {
+        match undo {
+            Undo::Start(node) => self.start(node),
+            Undo::Power(node) => self.power_on(node),
+            Undo::Resume(node) => self.resume(node),
+            Undo::Links(links) => {
+                for (from, to) in links {
+                    let link = self.core.net.link(from, to);
+                    (link.slowness, link.loss_ppm) = (1, 0);
+                    if link.cut {
+                        self.core.with_net(|net, now, out| net.heal(now, from, to, out));
+                    }
+                }
+            }
+            Undo::Disk(node, slot) => {
+                if let Some(host) = self.sds(node) {
+                    let condition = &mut host.slots[slot].disk.condition;
+                    (condition.slowness, condition.read_errors_ppm) = (1, 0);
+                }
+            }
+            Undo::Files(node) => {
+                if let Host::Mdm(host) = &mut self.hosts[node] {
+                    host.slowness = 1;
+                }
+            }
+            Undo::Map(volume, sdc) => {
+                self.operator().command(map_command(volume, sdc));
+            }
+        }
+    }
+
+    /// Ends all faults, mends what can be mended, and maps again what was unmapped.
+    pub fn heal(&mut self) {
+        self.faults.is_over = true;
+        self.core.trace.line(self.core.now, || "all faults end".to_owned());
+        for (_, undo) in std::mem::take(&mut self.faults.active) {
+            self.undo(undo);
+        }
+        self.core.net.flips = 0;
+        self.settle_unmaps();
+        for (volume, sdc) in self.core.directory.mappings.clone() {
+            self.operator().command(map_command(volume, sdc));
+        }
+    }
+
+    /// I17: once an unmapping was answered nothing of the client takes effect.
+    pub fn settle_unmaps(&mut self) {
+        for (number, (volume, sdc)) in self.faults.unmaps.clone() {
+            let Some(answer) = self.take_answer(number) else { continue };
+            self.faults.unmaps.remove(&number);
+            if matches!(answer, Some(Ok(_))) {
+                self.core.watch.fence(&mut self.core.history, volume, sdc);
+                self.core.marks.hit("F26");
+            }
+            self.undo_after(200 * MS, Undo::Map(volume, sdc));
+        }
+    }
+
+    fn sds(&mut self, node: NodeId) -> Option<&mut SdsHost> {
+        match &mut self.hosts[node] {
+            Host::Sds(host) => Some(host),
+            _ => None,
+        }
+    }
+
+    fn pick(&mut self, nodes: &[NodeId]) -> NodeId {
+        *self.faults.rng.pick(nodes)
+    }
+
+    fn everybody(&self) -> Vec<NodeId> {
+        let directory = &self.core.directory;
+        [&directory.mdm_nodes[..], &directory.sds_nodes, &directory.sdc_nodes].concat()
+    }
+
+    /// False if it makes no sense now.
+    fn carry_out(&mut self, fault: Fault) -> bool {
+        self.core.trace.line(self.core.now, || format!("fault: {fault:?}"));
+        let directory = self.core.directory.clone();
+        let everybody = self.everybody();
+        match fault {
+            Fault::CrashSds => self.crash_one(&directory.sds_nodes),
+            Fault::CrashMdm => self.crash_one(&directory.mdm_nodes),
+            Fault::CrashSdc => self.crash_one(&directory.sdc_nodes),
+            Fault::PowerOne => {
+                let node = self.pick(&everybody);
+                self.cut_power(node);
+                true
+            }
+            Fault::PowerAll => {
+                self.core.marks.hit("F5");
+                let with_clients = self.faults.rng.one_in(2);
+                for node in everybody {
+                    if with_clients || !directory.sdc_nodes.contains(&node) {
+                        self.cut_power(node);
+                    }
+                }
+                true
+            }
+            Fault::Pause => {
+                let node = self.pick(&everybody);
+                if !self.core.reach[node].running || self.core.reach[node].paused {
+                    return false;
+                }
+                self.pause(node);
+                self.until(Undo::Resume(node));
+                true
+            }
+            Fault::Cut => {
+                let links = self.pair(true);
+                self.cut(links)
+            }
+            Fault::CutOneWay => {
+                let links = self.pair(false);
+                self.core.marks.hit("F10");
+                self.cut(links)
+            }
+            Fault::Isolate => {
+                let node = self.pick(&everybody);
+                let chance = self.faults.rng.between(1, 3);
+                let mut links = Vec::new();
+                for other in everybody.into_iter().filter(|other| *other != node) {
+                    if self.faults.rng.below(3) < chance {
+                        links.extend([(node, other), (other, node)]);
+                    }
+                }
+                self.cut(links)
+            }
+            Fault::Swizzle => {
+                for node in everybody.clone() {
+                    if self.faults.rng.one_in(2) {
+                        let others = everybody.iter().copied().filter(|other| *other != node);
+                        let links = others.flat_map(|other| [(node, other), (other, node)]).collect();
+                        self.cut(links);
+                    }
+                }
+                true
+            }
+            Fault::Reset | Fault::HalfOpen => self.disturb(&everybody, fault == Fault::HalfOpen),
+            Fault::SlowLink | Fault::LossyLink => {
+                let links = self.pair(true);
+                let (slowness, loss) = (self.faults.rng.between(5, 500), self.faults.rng.between(10_000, 400_000));
+                for (from, to) in &links {
+                    let link = self.core.net.link(*from, *to);
+                    match fault {
+                        Fault::SlowLink => link.slowness = slowness,
+                        _ => link.loss_ppm = loss,
+                    }
+                }
+                self.core.marks.hit("F10");
+                self.until(Undo::Links(links));
+                true
+            }
+            Fault::FlipBit => {
+                self.core.net.flips += 1;
+                true
+            }
+            Fault::Unmap => self.unmap(),
+            Fault::Resize => {
+                let volume = *self.faults.rng.pick(&directory.volumes);
+                let size_bytes = (self.core.plan.chunks + self.faults.rng.below(4)) << 20;
+                let volume = ObjectRef(volume.to_string());
+                self.operator().command(AdminCommand::ResizeVolume { volume, size_bytes });
+                true
+            }
+            Fault::ForgetDevices => {
+                let node = self.pick(&directory.sds_nodes);
+                self.sds(node).map(SdsHost::forget_devices).is_some()
+            }
+            Fault::SlowDisk => {
+                self.core.marks.hit("F19");
+                let slowness = *self.faults.rng.pick(&[5, 50, 300]);
+                let node = self.pick(&[&directory.sds_nodes[..], &directory.mdm_nodes].concat());
+                self.slow_disk(node, slowness)
+            }
+            _ => self.damage(fault),
+        }
+    }
+
+    fn crash_one(&mut self, nodes: &[NodeId]) -> bool {
+        let node = self.pick(nodes);
+        if !self.core.reach[node].running {
+            return false;
+        }
+        self.crash(node, false);
+        self.until(Undo::Start(node));
+        true
+    }
+
+    fn cut_power(&mut self, node: NodeId) {
+        if self.core.reach[node].powered {
+            self.crash(node, true);
+            self.until(Undo::Power(node));
+        }
+    }
+
+    fn pair(&mut self, both_ways: bool) -> Vec<(NodeId, NodeId)> {
+        let everybody = self.everybody();
+        let left = self.pick(&everybody);
+        let others: Vec<NodeId> = everybody.into_iter().filter(|other| *other != left).collect();
+        let right = self.pick(&others);
+        if both_ways { vec![(left, right), (right, left)] } else { vec![(left, right)] }
+    }
+
+    fn cut(&mut self, links: Vec<(NodeId, NodeId)>) -> bool {
+        for (from, to) in &links {
+            self.core.with_net(|net, now, out| net.cut(now, *from, *to, out));
+        }
+        self.core.trace.line(self.core.now, || format!("cut {links:?}"));
+        self.until(Undo::Links(links));
+        true
+    }
+
+    fn disturb(&mut self, nodes: &[NodeId], half: bool) -> bool {
+        let node = self.pick(nodes);
+        let conns = self.core.net.conns_of(node);
+        if conns.is_empty() {
+            return false;
+        }
+        let conn = *self.faults.rng.pick(&conns);
+        self.core.with_net(|net, now, out| net.disturb(now, conn, half, out));
+        true
+    }
+
+    fn unmap(&mut self) -> bool {
+        let mappings = self.core.directory.mappings.clone();
+        let (volume, sdc) = *self.faults.rng.pick(&mappings);
+        if self.faults.unmaps.values().any(|under_way| *under_way == (volume, sdc)) {
+            return false;
+        }
+        let command = AdminCommand::UnmapVolume {
+            volume: ObjectRef(volume.to_string()),
+            sdc: Some(ObjectRef(sdc.to_string())),
+        };
+        let number = self.operator().command(command);
+        self.faults.unmaps.insert(number, (volume, sdc));
+        true
+    }
+
+    fn slow_disk(&mut self, node: NodeId, slowness: u64) -> bool {
+        match &mut self.hosts[node] {
+            Host::Sds(host) => {
+                let slot = self.faults.rng.index(host.slots.len());
+                host.slots[slot].disk.condition.slowness = slowness;
+                self.until(Undo::Disk(node, slot));
+            }
+            Host::Mdm(host) => {
+                host.slowness = slowness * 10;
+                self.until(Undo::Files(node));
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// What may take data: only from devices of one server, and only while every group has another copy in sync and
+    /// nothing else is broken.
+    fn damage(&mut self, fault: Fault) -> bool {
+        let node = self.core.directory.sds_nodes[self.core.plan.damaged_sds];
+        let is_sound = self.faults.active.is_empty() && self.is_redundant();
+        if fault.destroys() && !is_sound {
+            return false;
+        }
+        let journal = self.core.plan.journal_bytes;
+        let Host::Sds(host) = &mut self.hosts[node] else { return false };
+        let slot = self.faults.rng.index(host.slots.len());
+        let disk = &mut host.slots[slot].disk;
+        let kept = match fault {
+            Fault::ReadErrors => {
+                disk.condition.read_errors_ppm = 20_000;
+                self.until(Undo::Disk(node, slot));
+                return true;
+            }
+            Fault::WriteError => {
+                disk.condition.fails_writes = true;
+                return true;
+            }
+            Fault::Full => {
+                disk.condition.full = true;
+                self.core.marks.hit("F20");
+                return true;
+            }
+            Fault::Hang => {
+                disk.condition.hangs = true;
+                self.core.marks.hit("F19");
+                return true;
+            }
+            Fault::BadSector => disk.spoil(),
+            Fault::Misdirect => {
+                disk.condition.misdirects = true;
+                Some(0)
+            }
+            _ => disk.rot(0, disk.size()),
+        };
+        if let (Fault::Rot, Some(page)) = (fault, kept) {
+            let place = page * crate::disk::PAGE;
+            self.core.marks.hit(if place < journal + (1 << 20) { "F17" } else { "F18" });
+        }
+        self.core.watch.may_lose_blocks |= kept.is_some();
+        kept.is_some()
+    }
+
+    /// True if every group has all its copies in sync.
+    pub fn is_redundant(&self) -> bool {
+        let Some(state) = self.state() else { return false };
+        let copies = usize::from(self.core.plan.copies).min(self.core.plan.sds);
+        state.pgs().len() == self.core.plan.pg_count as usize
+            && state.pgs().values().all(|record| {
+                let config = &record.config;
+                config.primary.is_some()
+                    && config.isr.len() >= copies
+                    && config.isr.iter().all(|device| state.is_fit(*device))
+            })
+    }
+}

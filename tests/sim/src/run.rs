@@ -1,0 +1,310 @@
+//! One seed from beginning to end: build, load and faults, healing, and the last checks.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mdm_api::command::{AdminCommand, ObjectRef};
+use mdm_api::ids::DeviceId;
+use mdm_api::model::DeviceState;
+
+use crate::check::copies::{Content, Copy, compare};
+use crate::check::linear::{self, Figures};
+use crate::check::{describe, seconds};
+use crate::clock::{SECOND, Time};
+use crate::cluster;
+use crate::core::Input;
+use crate::disk::{Damage, Disk};
+use crate::host::Host;
+use crate::host::sds::Slot;
+use crate::marks::Marks;
+use crate::plan::{Fault, Plan};
+use crate::trace::Trace;
+use crate::world::World;
+
+/// Everything answers within this after the faults have ended.
+const ANSWERED_WITHIN: Time = 60 * SECOND;
+/// All copies are made again within this.
+const REDUNDANT_WITHIN: Time = 180 * SECOND;
+
+/// What came of a seed.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// What is wrong.
+    pub failure: Option<String>,
+    /// The number of the run.
+    pub hash: u64,
+    /// Events that happened.
+    pub events: u64,
+    /// Simulated time.
+    pub simulated: Time,
+    /// Client requests that were answered.
+    pub answered: u64,
+    /// Client requests without an answer.
+    pub unanswered: u64,
+    /// Reads without a good copy.
+    pub medium_errors: u64,
+    /// Groups whose last copy was on a device that failed.
+    pub lost_groups: u64,
+    /// Configurations that were looked at.
+    pub configs: u64,
+    /// Frames delivered.
+    pub frames: u64,
+    /// Of the check of histories.
+    pub figures: Figures,
+    /// Faults by kind.
+    pub faults: BTreeMap<Fault, u64>,
+    /// What was done to devices.
+    pub damage: Damage,
+    /// What was reached.
+    pub marks: Marks,
+    /// Copies that were compared.
+    pub copies: u64,
+}
+
+/// Runs a seed.
+pub fn run(seed: u64, prints: bool) -> Outcome {
+    let plan = Plan::draw(seed);
+    let trace = Trace::new(prints);
+    trace.line(0, || format!("{plan:?}"));
+    let mut world = World::new(seed, plan, trace);
+    let mut outcome = Outcome::default();
+    let result = world.live(&mut outcome);
+    if let Err(text) = result {
+        world.core.watch.fail(world.core.now, text);
+    }
+    world.summarise(&mut outcome);
+    outcome
+}
+
+impl World {
+    fn live(&mut self, outcome: &mut Outcome) -> Result<(), String> {
+        cluster::build(self)?;
+        self.wait(60 * SECOND, "the new cluster is not redundant", World::is_redundant)?;
+        self.core.directory.load = true;
+        self.wake_clients();
+        self.begin_faults();
+        self.run_for(self.core.plan.fault_time);
+        self.core.directory.load = false;
+        self.heal();
+        self.replace_failed(outcome)?;
+        let is_excused = outcome.lost_groups > 0 || self.core.watch.may_lose_blocks;
+        if !is_excused {
+            self.wait(ANSWERED_WITHIN, "not every request was answered", World::is_quiet)?;
+            self.wait(REDUNDANT_WITHIN, "redundancy did not come back", World::is_redundant)?;
+        } else {
+            self.run_until(REDUNDANT_WITHIN, |world| world.is_quiet() && world.is_redundant());
+        }
+        let chunks = self.core.plan.chunks;
+        for host in &mut self.hosts {
+            if let Host::Sdc(host) = host {
+                host.volumes.iter_mut().for_each(|volume| volume.read_everything(chunks));
+            }
+        }
+        self.wake_clients();
+        if is_excused {
+            self.run_until(ANSWERED_WITHIN, World::is_quiet);
+        } else {
+            self.wait(ANSWERED_WITHIN, "the last reads were not answered", World::is_quiet)?;
+        }
+        self.run_for(2 * SECOND);
+        if self.core.watch.failure.is_some() {
+            return Ok(());
+        }
+        self.collect_marks();
+        if self.is_redundant() {
+            self.compare_copies(outcome)?;
+        }
+        outcome.figures = linear::check(&self.core.history).map_err(|text| format!("not linearizable (P2): {text}"))?;
+        if self.core.history.answered < 50 {
+            return Err(format!("only {} requests were answered: nothing was tested", self.core.history.answered));
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self, bound: Time, what: &str, holds: impl Fn(&Self) -> bool) -> Result<(), String> {
+        if self.run_until(bound, holds) || self.core.watch.failure.is_some() {
+            return Ok(());
+        }
+        Err(format!("liveness: {what} within {}: {}", seconds(bound), self.situation()))
+    }
+
+    fn wake_clients(&mut self) {
+        for node in self.core.directory.sdc_nodes.clone() {
+            self.core.later(node, 0, Input::Wake);
+            let now = self.core.local(node);
+            self.core.arm(node, now);
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.hosts.iter().all(|host| match host {
+            Host::Sdc(host) => host.volumes.iter().all(|volume| volume.is_quiet()),
+            _ => true,
+        })
+    }
+
+    /// Devices that failed are taken out and new ones put in their place, as people do.
+    fn replace_failed(&mut self, outcome: &mut Outcome) -> Result<(), String> {
+        self.run_for(8 * SECOND);
+        for (place, node) in self.core.directory.sds_nodes.clone().into_iter().enumerate() {
+            let Host::Sds(host) = &mut self.hosts[node] else { continue };
+            let sick = |slot: &Slot| slot.disk.condition.fails_writes || slot.disk.condition.full || slot.disk.condition.hangs;
+            let sick: Vec<usize> = (0..host.slots.len()).filter(|at| sick(&host.slots[*at])).collect();
+            let devices = self.core.directory.devices.clone();
+            for at in (0..self.slots_of(node)).filter(|at| !sick.contains(at)).collect::<Vec<_>>() {
+                let failed = devices.iter().find(|(_, place)| **place == (node, at)).map(|(id, _)| *id);
+                if let Some(id) = failed.filter(|id| self.device_state(*id) == Some(DeviceState::Failed)) {
+                    self.replace(outcome, place, id)?;
+                }
+            }
+            for at in sick {
+                let sick = devices.iter().find(|(_, place)| **place == (node, at)).map(|(id, _)| *id);
+                if let Some(id) = sick {
+                    self.replace(outcome, place, id)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn slots_of(&self, node: usize) -> usize {
+        match &self.hosts[node] {
+            Host::Sds(host) => host.slots.len(),
+            _ => 0,
+        }
+    }
+
+    fn device_state(&self, device: DeviceId) -> Option<DeviceState> {
+        self.state()?.devices().get(&device).map(|record| record.state)
+    }
+
+    fn replace(&mut self, outcome: &mut Outcome, place: usize, device: DeviceId) -> Result<(), String> {
+        let lost = self.state().map_or(0, |state| {
+            state.pgs().values().filter(|record| record.config.isr == [device]).count()
+        });
+        if lost > 0 {
+            outcome.lost_groups += lost as u64;
+            return Ok(());
+        }
+        let node = self.core.directory.sds_nodes[place];
+        let (size, rng) = (self.core.plan.device_bytes, self.core.rng.fork());
+        let Host::Sds(host) = &mut self.hosts[node] else { return Ok(()) };
+        let slot = host.slots.len();
+        host.slots.push(Slot::new(format!("/dev/d{slot}"), Disk::new(size, rng)));
+        let remove = AdminCommand::RemoveDevice { device: ObjectRef(device.to_string()), force: false };
+        // It is refused while a group has no other copy; then the new device helps first.
+        let _ = cluster::command(self, remove);
+        cluster::add_device(self, place, slot)?;
+        Ok(())
+    }
+
+    fn situation(&self) -> String {
+        let mut lines = Vec::new();
+        if let Some(state) = self.state() {
+            for record in state.pgs().values().filter(|record| {
+                record.config.primary.is_none() || record.config.isr.len() < usize::from(self.core.plan.copies)
+            }) {
+                lines.push(describe(&record.config));
+            }
+            for device in state.devices().values().filter(|device| !state.is_fit(device.id)) {
+                lines.push(format!("device {} of {:?}: {:?} opened by {:?}", device.id, device.sds, device.state, device.opened_by));
+            }
+        }
+        for host in &self.hosts {
+            if let Host::Sdc(host) = host {
+                lines.extend(host.volumes.iter().filter(|volume| !volume.is_quiet()).map(|volume| volume.describe()));
+            }
+        }
+        lines.truncate(24);
+        lines.join("\n  ")
+    }
+
+    /// What servers and sessions counted.
+    fn collect_marks(&mut self) {
+        let mut hits = Vec::new();
+        for host in &mut self.hosts {
+            match host {
+                Host::Sds(host) => {
+                    let Some(figures) = host.shard().map(sds_node::Shard::figures) else { continue };
+                    hits.push(("F12", figures.wrong_primary > 0));
+                    hits.push(("F15", figures.repaired_blocks > 0));
+                    hits.push(("F13", figures.device_failures > 0));
+                    hits.push(("F14", figures.device_failures > 0));
+                }
+                Host::Sdc(host) => {
+                    for volume in &mut host.volumes {
+                        let Some(stats) = volume.session().map(|session| session.stats()) else { continue };
+                        hits.push(("F23", stats.retries > 0));
+                        hits.push(("F24", stats.late_answers > 0));
+                    }
+                }
+                _ => {}
+            }
+        }
+        hits.push(("F16", self.core.history.medium_errors > 0));
+        let volumes = self.core.directory.mappings.iter().map(|(volume, _)| volume).collect::<BTreeSet<_>>();
+        hits.push(("F25", volumes.len() < self.core.directory.mappings.len()));
+        hits.into_iter().filter(|(_, holds)| *holds).for_each(|(row, _)| self.core.marks.hit(row));
+    }
+
+    /// All servers end; their devices are opened and every in-sync copy is compared with the others.
+    fn compare_copies(&mut self, outcome: &mut Outcome) -> Result<(), String> {
+        let Some(state) = self.state() else { return Ok(()) };
+        let configs: Vec<_> = state.pgs().values().map(|record| record.config.clone()).collect();
+        for node in self.core.directory.sds_nodes.clone() {
+            self.crash(node, false);
+        }
+        let places = self.core.directory.devices.clone();
+        let mut contents: BTreeMap<DeviceId, BTreeMap<_, Content>> = BTreeMap::new();
+        let members: BTreeSet<DeviceId> = configs.iter().flat_map(|config| config.isr.clone()).collect();
+        for device in members {
+            let Some((node, slot)) = places.get(&device).copied() else { continue };
+            let Host::Sds(host) = &mut self.hosts[node] else { continue };
+            let disk = &mut host.slots[slot].disk;
+            disk.condition = crate::disk::Condition::default();
+            let mut copy = Copy::open(disk).map_err(|text| format!("device {device} does not open: {text}"))?;
+            for config in configs.iter().filter(|config| config.isr.contains(&device)) {
+                match copy.content(config.pg) {
+                    Ok(content) => {
+                        contents.entry(device).or_default().insert(config.pg, content);
+                    }
+                    // A bad block that nobody has read yet.
+                    Err(_) if self.core.watch.may_lose_blocks => {}
+                    Err(text) => return Err(format!("{} of {device} cannot be read: {text}", config.pg)),
+                }
+            }
+        }
+        for config in &configs {
+            for pair in config.isr.windows(2) {
+                let of = |device: &DeviceId| contents.get(device).and_then(|groups| groups.get(&config.pg));
+                if let (Some(left), Some(right)) = (of(&pair[0]), of(&pair[1])) {
+                    outcome.copies += left.len() as u64;
+                    compare(config.pg, (pair[0], left), (pair[1], right))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn summarise(&mut self, outcome: &mut Outcome) {
+        let core = &mut self.core;
+        outcome.failure = core.watch.failure.take().map(|(at, text)| format!("at {}: {text}", seconds(at)));
+        outcome.events = core.events;
+        outcome.simulated = core.now;
+        outcome.answered = core.history.answered;
+        outcome.unanswered = core.history.pending() as u64;
+        outcome.medium_errors = core.history.medium_errors;
+        outcome.configs = core.watch.configs;
+        outcome.frames = core.net.frames;
+        outcome.marks = core.marks.clone();
+        outcome.faults = self.faults.counts.clone();
+        for word in [outcome.events, outcome.answered, core.net.bytes] {
+            core.trace.word(word);
+        }
+        outcome.hash = core.trace.hash();
+        for host in &self.hosts {
+            if let Host::Sds(host) = host {
+                host.slots.iter().for_each(|slot| outcome.damage.add(&slot.disk.damage));
+            }
+        }
+    }
+}
