@@ -10,18 +10,24 @@
 use std::collections::BTreeMap;
 
 use mdm_api::ids::DeviceId;
-use sds_api::block::{AU_BLOCKS, BLOCK_BYTES};
+use sds_api::block::{AU_BLOCKS, BLOCK_BYTES, BlockRange};
 use sds_api::entry::{Entry, EntryBody};
 use sds_api::peer::CreditGrant;
 
 /// What an entry takes at most on a device.
 pub fn cost(entry: &Entry) -> CreditGrant {
-    let aus = match &entry.body {
-        EntryBody::Write { blocks, .. } => u64::from((blocks.end() - 1) / AU_BLOCKS - blocks.first() / AU_BLOCKS + 1),
-        _ => 0,
-    };
+    match &entry.body {
+        EntryBody::Write { blocks, .. } => write_cost(Some(*blocks)),
+        _ => write_cost(None),
+    }
+}
+
+/// The same for a write of these blocks; none: an entry without payload.
+pub(crate) fn write_cost(blocks: Option<BlockRange>) -> CreditGrant {
+    let touched = |range: BlockRange| u64::from((range.end() - 1) / AU_BLOCKS - range.first() / AU_BLOCKS + 1);
+    let payload = blocks.map_or(0, BlockRange::bytes);
     // Headers are shorter than a block (const-checked in `limits`), and payloads whole blocks; one more for the frame.
-    CreditGrant { aus, journal_bytes: (2 * BLOCK_BYTES + entry.payload_bytes()) as u64 }
+    CreditGrant { aus: blocks.map_or(0, touched), journal_bytes: (2 * BLOCK_BYTES + payload) as u64 }
 }
 
 /// May an entry be accepted?

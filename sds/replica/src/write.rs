@@ -14,9 +14,10 @@ use sds_api::buf::AlignedBuf;
 use sds_api::checksum::crc32c;
 use sds_api::client::{ClientAnswer, ClientError};
 use sds_api::entry::{Entry, EntryBody, WriteIdentity};
+use sds_api::peer::CreditGrant;
 
 use crate::action::{Action, StoreRequest};
-use crate::credits::{Cover, cost};
+use crate::credits::{Cover, cost, write_cost};
 use crate::event::StoreDone;
 use crate::leader::Moving;
 use crate::limits::{IN_FLIGHT_BYTES_MAX, IN_FLIGHT_ENTRIES_MAX};
@@ -212,12 +213,12 @@ impl Replica {
             };
             let Work::Change(change) = &request.work else { return };
             let identity = change.identity;
-            let body = change.body(request.layer, request.blocks, request.offset);
+            let cost = write_cost((!change.data.is_empty()).then_some(request.blocks));
             let (chunk, blocks) = (request.layer.chunk, request.blocks);
             if !self.is_new(cx, id, &identity) {
                 continue;
             }
-            match self.covered(cx, identity, &body) {
+            match self.covered(cx, cost) {
                 Cover::Covered => {}
                 Cover::Wait => return,
                 Cover::NoSpace => {
@@ -225,6 +226,9 @@ impl Replica {
                     continue;
                 }
             }
+            let Some(request) = self.lead().requests.get(&id) else { continue };
+            let Work::Change(change) = &request.work else { return };
+            let body = change.body(request.layer, blocks, request.offset);
             let seq = self.order(cx, Some(identity), body);
             let request = self.take_request(id).expect("it was there");
             let granted = self.lead().overlaps.ordered(chunk, id, seq, blocks);
@@ -240,8 +244,7 @@ impl Replica {
     }
 
     /// I24: accepted means that there is room on all in-sync replicas.
-    fn covered(&self, cx: &Cx<'_>, identity: WriteIdentity, body: &EntryBody) -> Cover {
-        let cost = cost(&self.next_entry(Some(identity), body.clone()));
+    fn covered(&self, cx: &Cx<'_>, cost: CreditGrant) -> Cover {
         let own = self.me.device;
         let mut worst = Cover::Covered;
         for member in self.required_others().into_iter().chain([own]) {

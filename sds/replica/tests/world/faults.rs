@@ -109,7 +109,11 @@ impl World {
 
     /// Faults stop: everything comes back, everybody is answered, all copies are the same, no write is lost.
     pub fn finish(&mut self) {
-        self.cut.clear();
+        for (a, b) in self.cut.keys().copied().collect::<Vec<_>>() {
+            // What was swallowed is not sent again: such a connection has to go.
+            let connection = self.connection(a, b);
+            self.end_cut(a, b, connection);
+        }
         for node in 0..self.options.nodes {
             self.manager.cut[node] = None;
             self.nodes[node].slow = false;

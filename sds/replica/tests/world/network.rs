@@ -31,6 +31,11 @@ impl World {
         self.at(ms * MS, Happening::EndOfCut { a: from, b: to, connection });
     }
 
+    /// The connection of a pair; 0 for none.
+    pub fn connection(&self, a: usize, b: usize) -> u64 {
+        self.connections.get(&(a.min(b), a.max(b))).copied().unwrap_or(0)
+    }
+
     pub fn end_cut(&mut self, a: usize, b: usize, connection: u64) {
         self.cut.remove(&(a, b));
         let pair = (a.min(b), a.max(b));
