@@ -7,7 +7,6 @@ use sds_api::peer::PeerBody;
 
 use crate::action::Action;
 use crate::leader::Moving;
-use crate::limits::FENCES_MAX;
 use crate::primary::Work;
 use crate::replica::{Cx, Replica};
 use crate::role::Role;
@@ -48,13 +47,9 @@ impl Replica {
         for id in refused {
             self.finish_request(cx, id, &Err(ClientError::Fenced));
         }
-        let leader = self.lead();
-        if leader.fences.len() < FENCES_MAX {
-            // Those that are ordered are not told apart: waiting for all of them is soon over.
-            leader.fences.push(PendingFence { fence, through: last });
-        } else {
-            cx.out.push(Action::Fenced { fence, term: None });
-        }
+        // Those that are ordered are not told apart: waiting for all of them is soon over. One for each mapping at the most:
+        // the map's bound on mappings bounds them, and each is a few bytes. None may be confirmed before its time (I17).
+        self.lead().fences.push(PendingFence { fence, through: last });
     }
 
     /// Fences whose writes are all committed. While activating, the tail of earlier terms may hold some too.

@@ -32,8 +32,6 @@ pub const LEARNER_LAG_BYTES_MAX: usize = 16 * CHUNK_BYTES;
 pub const COPY_WINDOW: u64 = 2;
 /// Peers whose connections one replica remembers: members come and go a few at a time.
 pub const PEERS_MAX: usize = 32;
-/// Fences that wait in one group.
-pub const FENCES_MAX: usize = 1024;
 /// Times a read is tried again after a repair.
 pub const REPAIRS_PER_READ_MAX: u8 = 3;
 /// How long a peer may take to hand over a good copy before the next one is asked.
