@@ -81,7 +81,7 @@ fn modern(system: &System) {
         (&["volume", "remove", "demo"], 1, "mapped"),
         (&["volume", "add", "--name", "demo", "--size", "1GiB"], 1, "name"),
         (&["volume", "add", "--name", "zero", "--size", "0GiB"], 1, "size"),
-        (&["volume", "add", "--name", "large", "--size", "900TiB"], 1, "capacity"),
+        (&["volume", "add", "--name", "large", "--size", "900TiB"], 1, "pool"),
         (&["volume", "add", "--name", "odd", "--size", "much"], 1, "much"),
         (&["volume", "resize", "demo", "--size", "1MiB"], 1, "increased"),
         (&["volume", "add", "--name", "a name with blanks", "--size", "1GiB"], 1, "name"),
@@ -106,7 +106,7 @@ fn classic(system: &System) {
         (&["--map_volume_to_sdc", "--volume_name", "demo", "--sdc_name", "sdc1"], 7, "mapped"),
         (&add("demo", "8"), 7, "name"),
         (&add("zero", "0"), 7, "size"),
-        (&add("large", "900000"), 7, "capacity"),
+        (&add("large", "900000"), 7, "pool"),
         (&["--query_all_volumes", "--sizes"], 2, "--sizes"),
     ];
     for (arguments, code, names) in cases {
