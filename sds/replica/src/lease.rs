@@ -241,3 +241,100 @@ impl Leases {
 fn first_groups(groups: &BTreeMap<PgId, Term>) -> Vec<(PgId, Term)> {
     groups.iter().take(LEASE_GROUPS_MAX).map(|(pg, term)| (*pg, *term)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use mdm_api::ids::StoragePoolId;
+
+    use super::*;
+
+    const HOLDER: SdsId = SdsId(1);
+    const GRANTER: SdsId = SdsId(2);
+    const FIRST: ProcessIncarnation = ProcessIncarnation(1);
+
+    fn group(index: u32) -> PgId {
+        PgId { pool: StoragePoolId(1), index }
+    }
+
+    fn at(ms: u64) -> Nanos {
+        Nanos(0).plus_ms(ms)
+    }
+
+    fn pair() -> (Leases, Leases) {
+        let new = |server| Leases::new(server, FIRST, Timing::DEFAULT, at(0));
+        (new(HOLDER), new(GRANTER))
+    }
+
+    /// One question and its answer; both clocks show the same.
+    fn exchange(holder: &mut Leases, granter: &mut Leases, sent: Nanos, received: Nanos) {
+        let ask = holder.ask(sent, GRANTER);
+        let grant = granter.receive(received, &ask).expect("a question is answered");
+        holder.receive(received, &grant);
+    }
+
+    fn covers(holder: &Leases, now: Nanos, index: u32, term: u64) -> bool {
+        holder.covers(now, GRANTER, FIRST, group(index), Term(term))
+    }
+
+    #[test]
+    fn a_lease_counts_from_the_question_and_binds_from_its_receipt() {
+        let (mut holder, mut granter) = pair();
+        granter.follow(group(0), HOLDER, FIRST);
+        exchange(&mut holder, &mut granter, at(1000), at(1400));
+        assert!(covers(&holder, at(1527), 0, 1), "600 ms less 12 %, from 1000");
+        assert!(!covers(&holder, at(1528), 0, 1));
+        granter.supersede(group(0), Term(2));
+        assert_eq!(granter.may_lead_from(group(0), |_, _| false), at(2000));
+        assert_eq!(granter.may_lead_from(group(0), |_, _| true), at(600), "a dead process reads nothing");
+    }
+
+    #[test]
+    fn bulk_grant_excludes_promised_groups() {
+        let (mut holder, mut granter) = pair();
+        granter.follow(group(0), HOLDER, FIRST);
+        granter.follow(group(1), HOLDER, FIRST);
+        exchange(&mut holder, &mut granter, at(1000), at(1000));
+        granter.supersede(group(0), Term(5));
+        exchange(&mut holder, &mut granter, at(1100), at(1100));
+        assert_eq!(granter.may_lead_from(group(0), |_, _| false), at(1600), "later grants do not bind");
+        // Grants for the other group go on; the promised one is never covered again, also after the confirmation.
+        for step in 1..6 {
+            let now = at(1000 + 150 * step);
+            exchange(&mut holder, &mut granter, now, now);
+            assert!(!covers(&holder, now, 0, 4), "I15");
+            assert!(covers(&holder, now, 0, 5) && covers(&holder, now, 1, 4));
+        }
+        assert!(granter.granted.values().all(|granted| granted.exclude.is_empty()), "confirmed, so no longer listed");
+        assert_eq!(holder.newer_term(group(0), Term(4)), Some(Term(5)));
+    }
+
+    #[test]
+    fn a_grant_reaches_only_the_process_that_asked() {
+        let (mut holder, mut granter) = pair();
+        let ask = holder.ask(at(1000), GRANTER);
+        let grant = granter.receive(at(1000), &ask).expect("a question is answered");
+        let mut restarted = Leases::new(HOLDER, ProcessIncarnation(2), Timing::DEFAULT, at(1010));
+        restarted.receive(at(1020), &grant);
+        assert!(!covers(&restarted, at(1020), 0, 1));
+        // And one of a granter that has restarted since does not count for its new process.
+        holder.receive(at(1020), &grant);
+        assert!(covers(&holder, at(1020), 0, 1));
+        assert!(!holder.covers(at(1020), GRANTER, ProcessIncarnation(2), group(0), Term(1)));
+    }
+
+    #[test]
+    fn a_restarted_process_waits_a_whole_lease() {
+        let leases = Leases::new(GRANTER, ProcessIncarnation(2), Timing::DEFAULT, at(5000));
+        assert_eq!(leases.may_lead_from(group(0), |_, _| true), at(5600), "F31");
+    }
+
+    #[test]
+    fn a_released_group_binds_nobody() {
+        let (mut holder, mut granter) = pair();
+        granter.follow(group(0), HOLDER, FIRST);
+        exchange(&mut holder, &mut granter, at(1000), at(1000));
+        granter.released(group(0), HOLDER, FIRST);
+        granter.supersede(group(0), Term(2));
+        assert_eq!(granter.may_lead_from(group(0), |_, _| false), at(600));
+    }
+}

@@ -82,6 +82,25 @@ fn deposed_primary_serves_no_reads() {
 }
 
 #[test]
+fn a_promise_ends_the_old_primary_though_leases_go_on() {
+    // F6, I15: only the manager cannot reach the old primary; the servers go on exchanging leases in bulk.
+    let mut world = pair();
+    let old = world.primary().unwrap();
+    let new = 1 - old;
+    write(&mut world, 0, 2);
+    world.manager.cut[old] = Some(world.now);
+    assert!(world.run(8_000, |world| world.role(new) == Role::Primary), "{}", world.state());
+    let value = write(&mut world, 0, 2);
+    assert_eq!(world.role(old), Role::Primary, "it has not heard");
+    world.clients[1].believes = Some(old);
+    let stale = world.begin(1, 0, 0, 2, false);
+    assert!(!world.run(3_000, |world| world.result(1, stale).is_some()), "the old primary answers");
+    world.clients[1].believes = None;
+    assert_eq!(world.wait(1, stale).unwrap(), [value, value]);
+    world.finish();
+}
+
+#[test]
 fn retry_after_lost_ack_writes_once() {
     let mut world = pair(); // F23
     let primary = world.primary().unwrap();
