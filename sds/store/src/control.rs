@@ -363,7 +363,8 @@ impl Store {
         let squeezed = self.units_are_short() && !self.journal.is_busy() && self.checkpoint.is_none();
         let stuck = self.journal.used() > ring / 4 * 3 && self.now.ms_since(self.relocated_when) >= RETRY_MS;
         let regular = stuck || head - self.relocated_at >= ring / 16;
-        if !regular && !(squeezed && self.journal.tail() < self.units.quarantined_before()) {
+        let squeezes = squeezed && self.journal.tail() < self.units.quarantined_before();
+        if !regular && !squeezes {
             return;
         }
         if squeezed && !regular && self.relocated_at == head {
@@ -396,14 +397,7 @@ impl Store {
             }
             let uncommitted = pg.log.range(pg.committed.next()..);
             let old = uncommitted.filter(|(_, log)| log.lsn.is_some_and(|lsn| lsn < entries_before));
-            let carried = entries.len();
             entries.extend(old.map(|(seq, _)| (*id, *seq)));
-            if entries.len() > carried {
-                // A dropped tree leaves no record to tell that older entries are done: its drop stays behind them.
-                let drops = pg.drops.iter().filter(|(seq, _)| *seq > pg.committed).map(|(seq, _)| (*id, *seq));
-                let drops: Vec<_> = drops.filter(|drop| !entries[carried..].contains(drop)).collect();
-                entries.extend(drops);
-            }
         }
         for (pg, term) in promises {
             if self.has_own_room(32, 0) {
@@ -428,25 +422,39 @@ impl Store {
 
     fn carry_entry(&mut self, pg: PgId, seq: Seq, out: &mut Vec<Output>) {
         let Some(log) = self.pgs.get(&pg).and_then(|pg| pg.log.get(&seq)) else { return };
-        let cost = Journal::<Item>::cost(record_bytes_max(&log.entry), log.entry.payload_bytes());
-        // A quarter of the ring stays free of carried entries: else they would only chase each other around.
-        if cost + self.journal.ring_bytes() / 4 > self.journal.room(Purpose::Carry) {
-            return;
-        }
         if log.entry.payload().len() == log.entry.payload_bytes() {
             let entry = log.entry.clone();
-            self.add_again(&entry);
+            self.add_again(entry);
         } else {
             self.fetch_entry(pg, seq, None, out);
         }
     }
 
-    /// Writes an entry a second time, at the head.
-    pub(crate) fn add_again(&mut self, entry: &Entry) {
-        let (pg, version, payload) = (entry.pg, entry.version, entry.payload().clone());
-        self.counters.reappended += 1;
-        let item = Item::Entry { pg, version, payload_lsn: 0, payload_bytes: payload.len(), again: true };
-        self.journal.add(payload, item, record_bytes_max(entry), |out| encode_entry(entry, out));
+    /// Writes an uncommitted entry a second time, at the head, if there is room.
+    pub(crate) fn add_again(&mut self, entry: Entry) {
+        let Some(pg) = self.pgs.get(&entry.pg).filter(|pg| entry.version.seq > pg.committed) else { return };
+        // A dropped tree leaves no record that tells of older entries being done. Its drop must stay behind them in the
+        // journal: else the tail could pass the drop first, and a replay bring back what it had removed.
+        let tree = effect(&entry).map(|(key, ..)| key.chunk.vtree);
+        let drops = pg.drops.iter().filter(|(seq, vtree)| tree == Some(*vtree) && *seq > entry.version.seq);
+        let drops: Vec<Entry> = drops.filter_map(|(seq, _)| pg.log.get(seq)).map(|log| log.entry.clone()).collect();
+        let cost = |entry: &Entry| Journal::<Item>::cost(record_bytes_max(entry), entry.payload().len());
+        let all: Vec<Entry> = std::iter::once(entry).chain(drops).collect();
+        // A quarter of the ring stays free of carried entries: else they would only chase each other around.
+        if all.iter().map(cost).sum::<u64>() + self.journal.ring_bytes() / 4 > self.journal.room(Purpose::Carry) {
+            return;
+        }
+        // A drop that is still on its way the first time would land in front of what is carried.
+        let placed = |entry: &Entry| self.pgs.get(&entry.pg)?.log.get(&entry.version.seq)?.lsn;
+        if !all.iter().all(|entry| placed(entry).is_some()) {
+            return;
+        }
+        for entry in all {
+            let (pg, version, payload) = (entry.pg, entry.version, entry.payload().clone());
+            self.counters.reappended += 1;
+            let item = Item::Entry { pg, version, payload_lsn: 0, payload_bytes: payload.len(), again: true };
+            self.journal.add(payload, item, record_bytes_max(&entry), |out| encode_entry(&entry, out));
+        }
     }
 
     /// True if freed units should be made usable before anything else asks for a checkpoint.

@@ -336,7 +336,8 @@ impl Store {
                 };
                 entry.attach(join(pieces));
                 if job.token.is_none() {
-                    self.add_again(&entry);
+                    self.add_again(entry);
+                    return;
                 }
                 Ok(Answer::Entry(entry))
             }
