@@ -42,14 +42,17 @@ fn judge(state: &State, observed: &Observed, timing: &Timing, now: Nanos, sds: &
     let heard = observed.heard(sds.id);
     // Heartbeats of another process of that server say nothing for the one that is registered; rather the contrary.
     let own = heard.filter(|heard| heard.heartbeat.incarnation == sds.incarnation);
-    let last = own.map_or(observed.leader_since(), |heard| heard.at.max(observed.leader_since()));
+    // Nobody is silent before it was there: a process has one span from its registration to its first heartbeat.
+    let since = observed.leader_since().max(observed.registered_since(sds.id));
+    let last = own.map_or(since, |heard| heard.at.max(since));
     let silent_ms = now.ms_since(last);
     if let Some(heard) = own.filter(|_| silent_ms < 2 * timing.heartbeat_ms) {
         // One heartbeat from a flapping server is not yet a life: some in a row are.
         let steady = now.ms_since(heard.steady_since) >= 3 * timing.heartbeat_ms && heard.at >= observed.leader_since();
         return if steady { Verdict::Alive } else { Verdict::Unknown };
     }
-    let replaced = heard.is_some() && own.is_none();
+    // What was heard of before the registration was its predecessor, or itself without a name.
+    let replaced = own.is_none() && heard.is_some_and(|heard| heard.at > observed.registered_since(sds.id));
     let reset = own.is_some_and(|heard| heard.reset_at.is_some());
     let shunned =
         live_others(observed, timing, now, sds).filter(|other| other.heartbeat.unreachable.contains(&sds.id)).count();
@@ -240,6 +243,22 @@ mod tests {
             heartbeat.incarnation = None;
             watch.observed.heartbeat(watch.now, heartbeat, TIMING.dead_after_ms);
         }
+        assert!(watch.is_dead(restarted));
+    }
+
+    // F1: found by simulation: each restart cost its server a death and half a second until it counted as alive.
+    #[test]
+    fn a_process_that_has_just_registered_has_a_span_until_its_first_heartbeat() {
+        let mut watch = Watch::new();
+        let restarted = watch.sds(0);
+        let mut heartbeat = watch.world.heartbeat(restarted);
+        heartbeat.incarnation = None;
+        watch.observed.heartbeat(watch.now, heartbeat, TIMING.dead_after_ms);
+        watch.world.register(restarted);
+        watch.observed.observe(&watch.world.state, watch.now);
+        watch.pass(1050, &[restarted], &[restarted]);
+        assert_eq!(watch.verdicts(), []);
+        watch.pass(300, &[restarted], &[restarted]);
         assert!(watch.is_dead(restarted));
     }
 }

@@ -35,6 +35,8 @@ pub struct Observed {
     lost_since: BTreeMap<DeviceId, Nanos>,
     /// Since when groups have no primary.
     dark_since: BTreeMap<PgId, Nanos>,
+    /// The registered processes, and since when they are known here as such.
+    registered: BTreeMap<SdsId, (ProcessIncarnation, Nanos)>,
     /// Since when this member leads; while it does not, since it started.
     leader_since: Nanos,
 }
@@ -84,6 +86,13 @@ impl Observed {
     /// Looks at the state: what is lost or dark, and since when. To be called before the reconcilers.
     pub fn observe(&mut self, state: &State, now: Nanos) {
         self.heard.retain(|sds, _| state.sds().contains_key(sds));
+        self.registered.retain(|sds, _| state.sds().contains_key(sds));
+        for (id, incarnation) in state.sds().values().filter_map(|sds| Some((sds.id, sds.incarnation?))) {
+            let known = self.registered.entry(id).or_insert((incarnation, now));
+            if known.0 != incarnation {
+                *known = (incarnation, now);
+            }
+        }
         let lost: Vec<DeviceId> = state.devices().keys().filter(|device| !state.is_fit(**device)).copied().collect();
         self.lost_since.retain(|device, _| lost.binary_search(device).is_ok());
         for device in lost {
@@ -94,6 +103,11 @@ impl Observed {
         for record in state.pgs().values().filter(|record| record.config.primary.is_none()) {
             self.dark_since.entry(record.config.pg).or_insert(now);
         }
+    }
+
+    /// Since when the server's present process is known here as registered.
+    pub fn registered_since(&self, sds: SdsId) -> Nanos {
+        self.registered.get(&sds).map_or(Nanos(0), |(_, since)| *since)
     }
 
     /// What was heard of a server.

@@ -16,6 +16,9 @@ use crate::plan::Plan;
 use crate::rng::Rng;
 use crate::trace::Trace;
 
+/// Events of a run; a healthy one has a hundredth of them.
+const EVENTS_MAX: u64 = 20_000_000;
+
 /// What a host's process is told.
 #[derive(Clone, Debug)]
 pub enum Input {
@@ -158,6 +161,9 @@ impl Core {
         let Reverse(entry) = self.queue.pop()?;
         self.now = entry.at;
         self.events += 1;
+        if self.events > EVENTS_MAX {
+            self.watch.fail(self.now, "the world spins: too many events".to_owned());
+        }
         Some(entry.what)
     }
 

@@ -309,9 +309,9 @@ impl Control {
     }
 
     /// When [`Control::wake`] is due.
-    pub fn deadline(&self) -> Nanos {
+    pub fn deadline(&self, now: Nanos) -> Nanos {
         let due = |asked: &Asked| match asked.sent_on {
-            None if asked.not_before < asked.try_until => asked.not_before.min(asked.give_up),
+            None if asked.not_before > now => asked.not_before.min(asked.give_up),
             _ => asked.try_until.min(asked.give_up),
         };
         let asked = self.asked.values().map(due).min();

@@ -35,7 +35,7 @@ impl Operator {
         let node = self.node;
         core.trace.line(core.now, || format!("operator@{node}: {command:?}"));
         self.control.ask(core, self.next, Request::Admin { request_id, command }, give_up_ms);
-        core.arm(self.node, self.control.deadline());
+        core.arm(self.node, self.control.deadline(core.local(self.node)));
         self.next
     }
 
@@ -57,6 +57,6 @@ impl Operator {
             core.trace.line(core.now, || format!("operator: {answer:?}"));
             self.answers.insert(key, answer);
         }
-        core.arm(self.node, self.control.deadline());
+        core.arm(self.node, self.control.deadline(core.local(self.node)));
     }
 }

@@ -132,7 +132,7 @@ impl SdcHost {
         let opening = |link: &Link| link.openings.values().map(|(_, at)| at.plus_ms(OPENING_MS + 1)).min();
         let openings = self.links.values().filter_map(opening).min().unwrap_or(Nanos::NEVER);
         let volumes = self.volumes.iter().map(|volume| volume.deadline(core.directory.load)).min().unwrap_or(Nanos::NEVER);
-        let control = self.control.as_ref().map_or(Nanos::NEVER, Control::deadline);
+        let control = self.control.as_ref().map_or(Nanos::NEVER, |control| control.deadline(now));
         core.arm(self.node, openings.min(volumes).min(control));
     }
 

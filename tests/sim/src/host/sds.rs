@@ -120,7 +120,7 @@ impl SdsHost {
         let (Some(shard), Some(control), Some(links)) = (&self.shard, &self.control, &self.links) else { return };
         let now = core.local(self.node);
         let hung = self.slots.iter().filter_map(|slot| slot.hung_at).min().unwrap_or(Nanos::NEVER);
-        let next = [shard.next_deadline(), control.deadline(), links.deadline(now), self.next_heartbeat, hung];
+        let next = [shard.next_deadline(), control.deadline(now), links.deadline(now), self.next_heartbeat, hung];
         core.arm(self.node, next.into_iter().min().unwrap_or(Nanos::NEVER));
     }
 
