@@ -49,7 +49,8 @@ pub enum StoreRequest {
         /// The last that counts.
         after: Seq,
     },
-    /// Entries through here are committed: show them to readers, apply them (I10). No completion.
+    /// Entries through here are committed: show them to readers, apply them (I10). No completion. An entry at or below the
+    /// version of its layer is in the layer already, by an earlier process or by a copy, and changes nothing.
     Commit {
         /// The group.
         pg: PgId,
