@@ -132,6 +132,8 @@ impl Shard {
                 self.tell_connections(pg, device);
             }
         }
+        // I24: a new primary asks at once, and must not be told of an empty share that nobody has set yet.
+        self.set_shares();
     }
 
     /// The group's configuration, its pool's policy, and where its members are.

@@ -165,6 +165,8 @@ pub(crate) struct Leader {
     pub(crate) waiting: BTreeSet<u64>,
     pub(crate) by_identity: BTreeMap<RequestKey, u64>,
     pub(crate) ready: VecDeque<u64>,
+    /// The next request waits for credits.
+    pub(crate) is_starved: bool,
     pub(crate) overlaps: Overlaps,
     pub(crate) replies: BTreeMap<Seq, Vec<ClientRef>>,
     pub(crate) fences: Vec<PendingFence>,
@@ -189,6 +191,7 @@ impl Leader {
             waiting: BTreeSet::new(),
             by_identity: BTreeMap::new(),
             ready: VecDeque::new(),
+            is_starved: false,
             overlaps: Overlaps::default(),
             replies: BTreeMap::new(),
             fences: Vec::new(),
@@ -337,14 +340,16 @@ impl Replica {
         true
     }
 
-    /// Lets an idle member know of the last commit.
+    /// Lets an idle member know of the last commit; or asks it for its grant, since it tells that with acknowledgements
+    /// alone, and one who waits for a grant sends nothing that would be acknowledged (I24).
     fn send_commit(&mut self, cx: &mut Cx<'_>, device: DeviceId) {
         let (commit, now) = (self.log.committed(), self.now);
         let Some(leader) = self.leader.as_mut() else { return };
-        let term = leader.term;
+        let (term, is_starved) = (leader.term, leader.is_starved);
         let Some(member) = leader.members.get_mut(&device) else { return };
         let due = now.ms_since(member.sent_at) >= COMMIT_HEARTBEAT_MS;
-        if member.stage == Stage::Streaming && member.commit_sent < commit && due {
+        let is_wanted = member.commit_sent < commit || is_starved;
+        if member.stage == Stage::Streaming && is_wanted && due {
             (member.commit_sent, member.sent_at) = (commit, now);
             let (stream, number) = (member.stream, member.next_number());
             self.send(cx, device, term, PeerBody::Replicate { stream, number, commit, entries: vec![] });

@@ -307,6 +307,9 @@ impl Replica {
         }
         if let Some(stream) = &mut self.follower.stream {
             stream.commit_heard = stream.commit_heard.max(commit);
+            if entries.is_empty() {
+                stream.told = None; // the primary may want to know its grant
+            }
         }
         if entries.is_empty() {
             return;

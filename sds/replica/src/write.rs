@@ -202,6 +202,7 @@ impl Replica {
         if self.role != Role::Primary || !self.has_min_isr() {
             return;
         }
+        self.lead().is_starved = false;
         while let Some(id) = self.lead().ready.front().copied() {
             let in_flight = self.log.last().seq.0 - self.log.committed().0;
             if in_flight >= IN_FLIGHT_ENTRIES_MAX || self.log.uncommitted_bytes() >= IN_FLIGHT_BYTES_MAX {
@@ -218,7 +219,9 @@ impl Replica {
             if !self.is_new(cx, id, &identity) {
                 continue;
             }
-            match self.covered(cx, cost) {
+            let cover = self.covered(cx, cost);
+            self.lead().is_starved |= cover != Cover::Covered;
+            match cover {
                 Cover::Covered => {}
                 Cover::Wait => return,
                 Cover::NoSpace => {

@@ -528,3 +528,20 @@ fn a_replica_that_is_no_longer_named_forgets() {
     assert!(world.nodes[gone].store.layers().is_empty());
     assert!(world.nodes[gone].store.recovered(Verdict::Clean).is_none());
 }
+
+// I24: found by simulation: a grant is told with acknowledgements alone, and who has none sends nothing to acknowledge.
+#[test]
+fn a_primary_that_was_told_of_too_little_room_hears_of_more() {
+    let mut world = pair();
+    let (primary, member) = (world.primary().unwrap(), other(&world));
+    let set_share = |world: &mut World, journal_bytes| {
+        let share = sds_api::peer::CreditGrant { aus: 64, journal_bytes };
+        world.nodes[member].context.credits.set_share(device(member), device(primary), share);
+    };
+    set_share(&mut world, 0);
+    write(&mut world, 0, 1);
+    let op = world.begin(0, 0, 1, 1, true);
+    assert!(!world.run(2000, |world| world.clients[0].ops[&op].result.is_some()), "it waits for room");
+    set_share(&mut world, 8 << 20);
+    assert!(world.wait(0, op).is_ok(), "{}", world.state());
+}
