@@ -123,7 +123,7 @@ impl World {
         }
     }
 
-    /// Ends all faults, mends what can be mended, and maps again what was unmapped.
+    /// Ends all faults and mends what can be mended.
     pub fn heal(&mut self) {
         self.faults.is_over = true;
         self.core.trace.line(self.core.now, || "all faults end".to_owned());
@@ -131,10 +131,11 @@ impl World {
             self.undo(undo);
         }
         self.core.net.flips = 0;
-        self.settle_unmaps();
-        for (volume, sdc) in self.core.directory.mappings.clone() {
-            self.operator().command(map_command(volume, sdc));
-        }
+    }
+
+    /// True while an unmapping has no answer yet.
+    pub fn unmaps_are_under_way(&self) -> bool {
+        self.faults.unmaps.keys().any(|number| self.answer(*number).is_none())
     }
 
     /// I17: once an unmapping was answered nothing of the client takes effect.
@@ -146,7 +147,9 @@ impl World {
                 self.core.watch.fence(&mut self.core.history, volume, sdc);
                 self.core.marks.hit("F26");
             }
-            self.undo_after(200 * MS, Undo::Map(volume, sdc));
+            if !self.faults.is_over {
+                self.undo_after(200 * MS, Undo::Map(volume, sdc));
+            }
         }
     }
 

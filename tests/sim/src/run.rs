@@ -85,6 +85,7 @@ impl World {
         self.run_for(self.core.plan.fault_time);
         self.core.directory.load = false;
         self.heal();
+        self.map_again()?;
         self.replace_failed(outcome)?;
         let is_excused = outcome.lost_groups > 0 || self.core.watch.may_lose_blocks;
         if !is_excused {
@@ -117,6 +118,25 @@ impl World {
         if self.core.history.answered < 50 {
             return Err(format!("only {} requests were answered: nothing was tested", self.core.history.answered));
         }
+        Ok(())
+    }
+
+    /// Everything that was unmapped meanwhile is mapped again.
+    fn map_again(&mut self) -> Result<(), String> {
+        let end = self.core.now + ANSWERED_WITHIN;
+        self.run_until(ANSWERED_WITHIN, |world| !world.unmaps_are_under_way());
+        for (volume, sdc) in self.core.directory.mappings.clone() {
+            loop {
+                self.settle_unmaps();
+                match cluster::command(self, cluster::map_command(volume, sdc)) {
+                    Ok(_) => break,
+                    Err(text) if text.contains("already mapped") => break,
+                    Err(text) if self.core.now > end || self.core.watch.failure.is_some() => return Err(text),
+                    Err(_) => self.run_for(SECOND / 2),
+                }
+            }
+        }
+        self.settle_unmaps();
         Ok(())
     }
 
@@ -209,12 +229,26 @@ impl World {
                 lines.push(format!("device {} of {:?}: {:?} opened by {:?}", device.id, device.sds, device.state, device.opened_by));
             }
         }
+        for (node, host) in self.hosts.iter().enumerate() {
+            let Host::Sds(host) = host else { continue };
+            let Some(shard) = host.shard() else {
+                lines.push(format!("host {node} does not run"));
+                continue;
+            };
+            let busy = shard.replicas().filter(|(_, _, status)| status.requests > 0 || !status.resync.is_empty());
+            lines.extend(busy.map(|(pg, device, status)| format!("host {node} {pg} on {device}: {status:?}")));
+            let figures = shard.figures();
+            for device in figures.devices {
+                let space = device.store.map(|(space, _)| space);
+                lines.push(format!("host {node} {} {:?} {space:?}", device.device, device.trouble));
+            }
+        }
         for host in &self.hosts {
             if let Host::Sdc(host) = host {
                 lines.extend(host.volumes.iter().filter(|volume| !volume.is_quiet()).map(|volume| volume.describe()));
             }
         }
-        lines.truncate(24);
+        lines.truncate(40);
         lines.join("\n  ")
     }
 

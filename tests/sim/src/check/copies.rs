@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use mdm_api::epoch::{Nanos, Seq};
 use mdm_api::ids::{DeviceId, PgId};
 use sds_api::block::LayerKey;
+use sds_store::blockmap::BlockMap;
 use sds_store::io::DiskRequest;
 use sds_store::open::{OpenParameters, Opener};
 use sds_store::request::{Answer, Event, LayerContent, Output, RecoveredPg, Request, Token};
@@ -72,8 +73,11 @@ impl<'a> Copy<'a> {
         let mut content = Content::new();
         for (layer, _) in layers {
             let Answer::Captured(captured) = self.ask(Request::Capture { layer })? else { return Err("no copy".to_owned()) };
-            let whole = captured.data.concat();
-            content.insert(layer, LayerContent { data: vec![whole.into()], ..captured });
+            let data = vec![captured.data.concat().into()];
+            // A chunk has one layer as long as there are no snapshots: what was zeroed in it and what was never written are
+            // the same to everybody.
+            let zeroed = BlockMap::EMPTY;
+            content.insert(layer, LayerContent { data, zeroed, ..captured });
         }
         Ok(content)
     }
