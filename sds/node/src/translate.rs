@@ -73,6 +73,7 @@ pub(crate) fn recovered(group: RecoveredPg, found: Verdict) -> replica::Recovere
     replica::Recovered {
         promised: group.promise.unwrap_or_default(),
         state: group.state,
+        committed: group.committed,
         entries: group.entries.into_iter().map(|found| found.entry).collect(),
         verdict: verdict(found),
     }

@@ -55,7 +55,9 @@ pub struct Recovered {
     pub promised: Term,
     /// The newest durable `SaveState`, and the entry through which it is valid.
     pub state: Option<(Seq, Bytes)>,
-    /// The entries beyond that, dense and in order, voided ones left out.
+    /// Entries up to here are known to be committed: at least through the state. The store shows them to readers by itself.
+    pub committed: Seq,
+    /// The entries beyond the state, dense and in order, voided ones left out.
     pub entries: Vec<Entry>,
     /// What the store found.
     pub verdict: Verdict,

@@ -169,6 +169,8 @@ impl Replica {
             }
             self.log.push(entry, &mut context.retained);
         }
+        // What the store knows as committed stays so: it may be in its content already, and can never be voided.
+        self.log.commit(recovered.committed.min(self.log.last().seq));
         // All of it came from the journal.
         let token = self.token(Purpose::Nothing);
         self.log.journal(token, self.log.last().seq);

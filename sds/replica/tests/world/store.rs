@@ -263,8 +263,15 @@ impl Store {
             self.home.take(&record);
         }
         self.durable = 0;
+        let base = self.home.state.as_ref().map_or(Seq(0), |(through, _)| *through);
+        let last = self.home.entries.keys().next_back().copied().unwrap_or_default().max(base);
+        // A mark of what was committed may have reached the disk, or not; what it covers is content from then on.
+        let is_marked = (self.committed.0 + kept as u64).is_multiple_of(2);
+        self.committed = if is_marked { self.committed.min(last).max(base) } else { base };
+        for entry in self.home.entries.range(..=self.committed).map(|(_, entry)| entry.clone()).collect::<Vec<_>>() {
+            apply(&mut self.home.layers, &entry);
+        }
         self.live = self.home.clone();
-        self.committed = self.live.state.as_ref().map_or(Seq(0), |(through, _)| *through);
         self.newly_committed.clear();
     }
 
@@ -282,6 +289,7 @@ impl Store {
         (!fresh).then(|| Recovered {
             promised: self.live.promised,
             state: self.live.state.clone(),
+            committed: self.committed,
             entries: self.live.entries.values().cloned().collect(),
             verdict,
         })
