@@ -1,5 +1,6 @@
 //! `dev status`: nodes, volumes, health.
 
+use std::io::Write;
 use std::time::Duration;
 
 use comfy_table::Table;
@@ -121,34 +122,45 @@ impl Look {
 /// `dev status`.
 pub fn show(state: &State, format: Format) -> anyhow::Result<()> {
     let look = look(state);
-    if format == Format::Json {
-        println!("{}", serde_json::to_string_pretty(&look.json(state))?);
-        return Ok(());
+    let text = match format {
+        Format::Json => serde_json::to_string_pretty(&look.json(state))?,
+        Format::Table => look.table(state),
+    };
+    match writeln!(std::io::stdout(), "{text}") {
+        // A reader that has seen enough (`| grep -q`) is no failure.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => Ok(result?),
     }
-    let mut table = Table::new();
-    table.load_preset(NOTHING).set_header(["NODE", "STATE", "PID", "ADDRESS", "LOG"]);
-    for node in &state.saved.nodes {
-        let pid = node.process.filter(|_| life(node) != Life::Dead).map_or("-".to_owned(), |p| p.pid.to_string());
-        let row =
-            [&node.name, look.state_of(node), &pid, &node.address, &node.log.display().to_string()].map(str::to_owned);
-        table.add_row(row);
-    }
-    println!("{table}\n");
-    let mut table = Table::new();
-    table.load_preset(NOTHING).set_header(["VOLUME", "SIZE", "DEVICE", "NBD"]);
-    for volume in look.volumes() {
-        let text = |key: &str| volume[key].as_str().unwrap_or("-").to_owned();
-        let mib = volume["size_bytes"].as_u64().unwrap_or(0) >> 20;
-        table.add_row([text("name"), format!("{mib} MiB"), text("device"), text("nbd_uri")]);
-    }
-    println!("{table}\n");
-    match (look.groups(), &look.view) {
-        (Some((0, 0, 0)), _) if look.healthy(state) => println!("All healthy."),
-        (Some((degraded, dark, chunks)), _) => {
-            println!("Placement groups: {degraded} degraded, {dark} not served; {chunks} chunks to be copied.");
+}
+
+impl Look {
+    fn table(&self, state: &State) -> String {
+        let mut nodes = Table::new();
+        nodes.load_preset(NOTHING).set_header(["NODE", "STATE", "PID", "ADDRESS", "LOG"]);
+        for node in &state.saved.nodes {
+            let alive = node.process.filter(|_| life(node) != Life::Dead);
+            let pid = alive.map_or("-".to_owned(), |process| process.pid.to_string());
+            let log = node.log.display().to_string();
+            nodes.add_row([&node.name, self.state_of(node), &pid, &node.address, &log].map(str::to_owned));
         }
-        (None, Err(error)) => println!("The system does not answer: {error}"),
-        (None, Ok(_)) => {}
+        let mut volumes = Table::new();
+        volumes.load_preset(NOTHING).set_header(["VOLUME", "SIZE", "DEVICE", "NBD"]);
+        for volume in self.volumes() {
+            let text = |key: &str| volume[key].as_str().unwrap_or("-").to_owned();
+            let mib = volume["size_bytes"].as_u64().unwrap_or(0) >> 20;
+            volumes.add_row([text("name"), format!("{mib} MiB"), text("device"), text("nbd_uri")]);
+        }
+        format!("{nodes}\n\n{volumes}\n\n{}", self.verdict(state))
     }
-    Ok(())
+
+    fn verdict(&self, state: &State) -> String {
+        match (self.groups(), &self.view) {
+            (Some((0, 0, 0)), _) if self.healthy(state) => "All healthy.".to_owned(),
+            (Some((degraded, dark, chunks)), _) => {
+                format!("Placement groups: {degraded} degraded, {dark} not served; {chunks} chunks to be copied.")
+            }
+            (None, Err(error)) => format!("The system does not answer: {error}"),
+            (None, Ok(_)) => String::new(),
+        }
+    }
 }

@@ -9,8 +9,8 @@ use sds_api::block::LayerKey;
 use sds_store::request::{Answer, LayerContent, Request};
 use serde_json::json;
 
-use crate::Format;
 use crate::image::OfflineStore;
+use crate::{Format, say};
 
 /// One copy of a chunk layer: where, and which version.
 type Places = Vec<(usize, Version)>;
@@ -95,13 +95,15 @@ fn report(chunks: usize, devices: &[PathBuf], problems: &[String], format: Forma
     if format == Format::Json {
         let devices: Vec<&Path> = devices.iter().map(PathBuf::as_path).collect();
         let value = json!({ "devices": devices, "chunks": chunks, "problems": problems });
-        println!("{}", serde_json::to_string_pretty(&value)?);
+        say(&serde_json::to_string_pretty(&value)?)?;
         return Ok(());
     }
-    problems.iter().for_each(|problem| println!("{problem}"));
+    for problem in problems {
+        say(problem)?;
+    }
     match problems.len() {
-        0 => println!("{chunks} chunks on {} devices: all copies alike.", devices.len()),
-        count => println!("{chunks} chunks on {} devices: {count} differ.", devices.len()),
+        0 => say(&format!("{chunks} chunks on {} devices: all copies alike.", devices.len()))?,
+        count => say(&format!("{chunks} chunks on {} devices: {count} differ.", devices.len()))?,
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ mod compare;
 mod image;
 mod show;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -79,6 +80,14 @@ enum Command {
         #[arg(long, default_value_t = 2)]
         copies: usize,
     },
+}
+
+/// Prints a line. A reader that has seen enough (`| head`) is no failure.
+fn say(text: &str) -> std::io::Result<()> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
 }
 
 fn main() -> ExitCode {

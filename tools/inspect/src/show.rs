@@ -11,9 +11,9 @@ use sds_store::request::Request;
 use sds_store::superblock::{Copy, SuperBlock, quorum};
 use serde_json::{Value, json};
 
-use crate::Format;
 use crate::compare::{capture, layers};
 use crate::image::{Image, OfflineStore};
+use crate::{Format, say};
 
 fn print(rows: &[Vec<(&str, Value)>], format: Format) -> anyhow::Result<()> {
     if format == Format::Json {
@@ -21,7 +21,7 @@ fn print(rows: &[Vec<(&str, Value)>], format: Format) -> anyhow::Result<()> {
             .iter()
             .map(|row| row.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect())
             .collect();
-        println!("{}", serde_json::to_string_pretty(&objects)?);
+        say(&serde_json::to_string_pretty(&objects)?)?;
         return Ok(());
     }
     let mut table = Table::new();
@@ -36,7 +36,7 @@ fn print(rows: &[Vec<(&str, Value)>], format: Format) -> anyhow::Result<()> {
             other => other.to_string(),
         }));
     }
-    println!("{table}");
+    say(&table.to_string())?;
     Ok(())
 }
 
@@ -128,7 +128,7 @@ pub fn journal(device: &Path, format: Format) -> anyhow::Result<bool> {
     print(&rows, format)?;
     let end = scanner.end();
     if format == Format::Table {
-        println!("{} frames from {} to {}: {:?}", rows.len(), root.tail, end.lsn, end.verdict);
+        say(&format!("{} frames from {} to {}: {:?}", rows.len(), root.tail, end.lsn, end.verdict))?;
     }
     Ok(true)
 }
@@ -161,7 +161,11 @@ pub fn verdict(device: &Path, format: Format) -> anyhow::Result<bool> {
     let rows: Vec<_> = rows.collect();
     print(&rows, format)?;
     if format == Format::Table {
-        println!("Verdict: {:?}; opened {} times before.", store.recovered.verdict, store.recovered.open_count - 1);
+        say(&format!(
+            "Verdict: {:?}; opened {} times before.",
+            store.recovered.verdict,
+            store.recovered.open_count - 1
+        ))?;
     }
     Ok(store.recovered.verdict == sds_store::request::Verdict::Clean)
 }
@@ -228,7 +232,7 @@ pub fn verify(device: &Path, format: Format) -> anyhow::Result<bool> {
     }
     print(&rows, format)?;
     if format == Format::Table {
-        println!("{good} chunk layers good, {} bad.", rows.len());
+        say(&format!("{good} chunk layers good, {} bad.", rows.len()))?;
     }
     Ok(rows.is_empty())
 }

@@ -1,5 +1,7 @@
 //! Tables for people, JSON for programs.
 
+use std::io::Write;
+
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
 use serde_json::{Map, Value};
@@ -15,6 +17,14 @@ pub enum Format {
     Json,
 }
 
+/// Prints a text and a line end. A reader that has seen enough (`| head`) is no failure.
+pub fn say(text: &str) -> std::io::Result<()> {
+    match writeln!(std::io::stdout(), "{}", text.trim_end_matches('\n')) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
+}
+
 /// Shows objects.
 pub fn print_rows(rows: &[Row], single: bool, format: Format) -> anyhow::Result<()> {
     match format {
@@ -24,11 +34,15 @@ pub fn print_rows(rows: &[Row], single: bool, format: Format) -> anyhow::Result<
                 (true, Some(first)) => first.clone(),
                 _ => Value::Array(objects),
             };
-            println!("{}", serde_json::to_string_pretty(&value)?);
+            say(&serde_json::to_string_pretty(&value)?)?;
         }
-        Format::Table if single => rows.iter().for_each(|row| println!("{}", vertical(row))),
-        Format::Table if rows.is_empty() => println!("none"),
-        Format::Table => println!("{}", horizontal(rows)),
+        Format::Table if single => {
+            for row in rows {
+                say(&vertical(row).to_string())?;
+            }
+        }
+        Format::Table if rows.is_empty() => say("none")?,
+        Format::Table => say(&horizontal(rows).to_string())?,
     }
     Ok(())
 }
@@ -36,11 +50,11 @@ pub fn print_rows(rows: &[Row], single: bool, format: Format) -> anyhow::Result<
 /// Says what was done.
 pub fn print_said(text: &str, fields: &[(&'static str, String)], format: Format) -> anyhow::Result<()> {
     match format {
-        Format::Table => println!("{text}"),
+        Format::Table => say(text)?,
         Format::Json => {
             let object: Map<String, Value> =
                 fields.iter().map(|(key, value)| ((*key).to_owned(), Value::String(value.clone()))).collect();
-            println!("{}", serde_json::to_string_pretty(&Value::Object(object))?);
+            say(&serde_json::to_string_pretty(&Value::Object(object))?)?;
         }
     }
     Ok(())

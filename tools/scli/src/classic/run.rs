@@ -102,8 +102,7 @@ pub async fn run(words: &[String]) -> Result<(), Failure> {
     let session = place.open().map_err(|error| Failure::Refused(format!("{error:#}")))?;
     let view = ask::system_view(&session).await.map_err(failure)?;
     let text = perform(&session, &view, command.name, &flags).await?;
-    print!("{text}");
-    Ok(())
+    crate::output::say(&text).map_err(|error| Failure::Usage(format!("cannot print: {error}")))
 }
 
 async fn login(place: &Place, flags: &Flags) -> Result<(), Failure> {
