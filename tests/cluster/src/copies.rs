@@ -44,8 +44,11 @@ pub fn alike_on_devices(system: &System) -> anyhow::Result<String> {
     for server in system.nodes("sds")? {
         let folder = system.directory().join(&server);
         let entries = std::fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
-        let named = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("device"));
-        devices.extend(entries.flatten().map(|entry| entry.path()).filter(named));
+        let is_device = |path: &PathBuf| {
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            name.strip_prefix("device").is_some_and(|number| number.parse::<u32>().is_ok())
+        };
+        devices.extend(entries.flatten().map(|entry| entry.path()).filter(is_device));
     }
     devices.sort();
     system.kill("all")?;

@@ -41,6 +41,18 @@ pub fn succeed(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
     run(Command::new(program).args(arguments))
 }
 
+/// Runs somebody else's program and demands success within a time: what hangs is ended.
+pub fn succeed_within(limit: Duration, program: &str, arguments: &[&str]) -> anyhow::Result<String> {
+    run(&mut limited(limit, program, arguments))
+}
+
+/// A command that ends, one way or the other, within a time.
+pub fn limited(limit: Duration, program: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new("timeout");
+    command.arg("--signal=KILL").arg(limit.as_secs().to_string()).arg(program).args(arguments);
+    command
+}
+
 /// Looks again and again until something holds; says what it waited for when it does not.
 pub fn wait_until(
     what: &str,

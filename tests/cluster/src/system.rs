@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-use crate::nbd::Address;
+use crate::nbd::{Address, Client};
 use crate::turn::Turn;
 use crate::{programs, shell};
 
@@ -208,10 +208,17 @@ impl System {
         found.cloned().with_context(|| format!("no volume {name}"))
     }
 
-    /// Where a volume is served.
+    /// Where a volume is served; waits until it is, for a data client that has just been started opens its volumes first.
     pub fn nbd(&self, volume: &str) -> anyhow::Result<Address> {
-        let volume = self.volume(volume)?;
-        Address::parse(volume["nbd_uri"].as_str().context("the volume is not served")?)
+        let mut found = None;
+        shell::wait_until("the volume is served", Duration::from_secs(30), || {
+            let volume = self.volume(volume)?;
+            let address = Address::parse(volume["nbd_uri"].as_str().context("it has no address")?)?;
+            Client::connect(&address)?.close()?;
+            found = Some(address);
+            Ok(true)
+        })?;
+        found.context("served")
     }
 
     /// The block device of a volume.

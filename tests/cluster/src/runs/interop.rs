@@ -2,12 +2,16 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 
 use crate::runs::{HEALING, Moments, let_pass};
 use crate::shell;
 use crate::system::{Options, System, with_system};
+
+/// Longest time that a client may take for one go; in health it takes seconds.
+const LIMIT: Duration = Duration::from_secs(180);
 
 /// How much.
 #[derive(Clone, Copy, Debug)]
@@ -78,18 +82,18 @@ fn images(folder: &Path, uri: &str, bytes: u64) -> anyhow::Result<()> {
     let (first, second, back) = (text("first.raw"), text("second.raw"), text("back.raw"));
     make_image(Path::new(&first), bytes, 1)?;
     make_image(Path::new(&second), bytes, 2)?;
-    shell::succeed("nbdcopy", &["--flush", &first, uri])?;
-    shell::succeed("nbdcopy", &[uri, &back])?;
+    shell::succeed_within(LIMIT, "nbdcopy", &["--flush", &first, uri])?;
+    shell::succeed_within(LIMIT, "nbdcopy", &[uri, &back])?;
     shell::succeed("cmp", &[&first, &back])?;
-    shell::succeed("qemu-img", &["convert", "-n", "-f", "raw", "-O", "raw", &second, uri])?;
-    shell::succeed("qemu-img", &["compare", "-f", "raw", "-F", "raw", &second, uri])?;
+    shell::succeed_within(LIMIT, "qemu-img", &["convert", "-n", "-f", "raw", "-O", "raw", &second, uri])?;
+    shell::succeed_within(LIMIT, "qemu-img", &["compare", "-f", "raw", "-F", "raw", &second, uri])?;
     std::fs::remove_file(&back).context("cannot remove an image")?;
-    shell::succeed("qemu-img", &["convert", "-f", "raw", "-O", "raw", uri, &back])?;
+    shell::succeed_within(LIMIT, "qemu-img", &["convert", "-f", "raw", "-O", "raw", uri, &back])?;
     shell::succeed("cmp", &[&second, &back]).map(drop)
 }
 
 fn fio_command(folder: &Path, uri: &str, bytes: u64) -> Command {
-    let mut command = Command::new("fio");
+    let mut command = shell::limited(LIMIT, "fio", &[]);
     command.current_dir(folder).stdin(Stdio::null());
     command.args(["--name=verify", "--ioengine=nbd", "--rw=randwrite", "--bsrange=4k-1m", "--blockalign=4k"]);
     command.args(["--iodepth=32", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--randrepeat=0"]);
@@ -113,9 +117,9 @@ fn fio_under_kills(system: &System, folder: &Path, uri: &str, extent: &Extent) -
         let mut child = command.stdout(file.try_clone()?).stderr(file).spawn().context("cannot run fio")?;
         while kills < extent.kills && child.try_wait().context("fio")?.is_none() {
             let server = format!("sds{}", kills % 3 + 1);
-            let_pass(moments.below(std::time::Duration::from_millis(500)));
+            let_pass(moments.below(Duration::from_millis(500)));
             system.kill(&server)?;
-            let_pass(moments.below(std::time::Duration::from_millis(1000)));
+            let_pass(moments.below(Duration::from_millis(1000)));
             system.start(&server)?;
             system.wait_healthy(HEALING)?;
             kills += 1;
