@@ -361,7 +361,8 @@ impl Store {
     pub(crate) fn relocate(&mut self, out: &mut Vec<Output>) {
         let (head, ring) = (self.journal.head(), self.journal.ring_bytes());
         let squeezed = self.units_are_short() && !self.journal.is_busy() && self.checkpoint.is_none();
-        let stuck = self.journal.used() > ring / 4 * 3 && self.now.ms_since(self.relocated_when) >= RETRY_MS;
+        // Before what is left is no more than the servers keep back from writers (a quarter): they would wait for each other.
+        let stuck = self.journal.used() > ring / 8 * 5 && self.now.ms_since(self.relocated_when) >= RETRY_MS;
         let regular = stuck || head - self.relocated_at >= ring / 16;
         let squeezes = squeezed && self.journal.tail() < self.units.quarantined_before();
         if !regular && !squeezes {
