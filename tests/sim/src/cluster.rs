@@ -10,12 +10,12 @@ use mdm_raft::StoreId;
 
 use crate::clock::{MS, SECOND};
 use crate::disk::Disk;
+use crate::host::Host;
 use crate::host::mdm::{Birth, MdmHost};
 use crate::host::operator::Operator;
 use crate::host::sdc::SdcHost;
 use crate::host::sds::{SdsHost, Slot};
 use crate::host::volume::Volume;
-use crate::host::Host;
 use crate::net::NodeId;
 use crate::world::World;
 
@@ -82,7 +82,8 @@ pub fn build(world: &mut World) -> Result<(), String> {
     members(world)?;
     command(world, AdminCommand::AddProtectionDomain { name: "pd".to_owned() })?;
     let (copies, min_isr, pg_count) = (plan.copies, plan.min_isr, plan.pg_count);
-    let pool = AdminCommand::AddStoragePool { name: "pool".to_owned(), protection_domain: None, copies, min_isr, pg_count };
+    let pool =
+        AdminCommand::AddStoragePool { name: "pool".to_owned(), protection_domain: None, copies, min_isr, pg_count };
     command(world, pool)?;
     servers(world)?;
     for (place, node) in world.core.directory.sdc_nodes.clone().into_iter().enumerate() {
@@ -149,7 +150,8 @@ fn members(world: &mut World) -> Result<(), String> {
             (host.id, host.birth) = (Some(id), Some(birth));
         }
         world.start(node);
-        let votes = |world: &World| world.state().is_some_and(|state| state.mdms().get(&id).is_some_and(|mdm| mdm.voter));
+        let votes =
+            |world: &World| world.state().is_some_and(|state| state.mdms().get(&id).is_some_and(|mdm| mdm.voter));
         world.run_until(60 * SECOND, votes).then_some(()).ok_or(format!("member {place} does not vote"))?;
     }
     Ok(())

@@ -15,6 +15,11 @@ use crate::plan::Fault;
 use crate::rng::Rng;
 use crate::world::World;
 
+/// Faults at a time; a world in which everything is broken for ever tests nothing.
+const ACTIVE_MAX: usize = 6;
+/// A device that was damaged is found, and replaced in all groups, within this.
+const DAMAGE_SETTLES: Time = 8 * SECOND;
+
 /// What ends a fault.
 #[derive(Clone, Debug)]
 enum Undo {
@@ -58,12 +63,18 @@ impl World {
             return;
         }
         self.settle_unmaps();
+        if self.faults.active.len() >= ACTIVE_MAX {
+            return self.core.schedule(self.core.now + SECOND, What::Fault);
+        }
         let fault = *self.faults.rng.pick(&self.core.plan.faults.clone());
         if self.carry_out(fault) {
             *self.faults.counts.entry(fault).or_default() += 1;
             self.mark();
         }
-        let pause = self.faults.rng.around(self.core.plan.fault_every) + MS;
+        let mut pause = self.faults.rng.around(self.core.plan.fault_every) + MS;
+        if fault.destroys() {
+            pause += DAMAGE_SETTLES; // one copy is lost: what comes next must find it noticed
+        }
         self.core.schedule(self.core.now + pause, What::Fault);
     }
 
@@ -324,10 +335,8 @@ impl World {
         if self.faults.unmaps.values().any(|under_way| *under_way == (volume, sdc)) {
             return false;
         }
-        let command = AdminCommand::UnmapVolume {
-            volume: ObjectRef(volume.to_string()),
-            sdc: Some(ObjectRef(sdc.to_string())),
-        };
+        let command =
+            AdminCommand::UnmapVolume { volume: ObjectRef(volume.to_string()), sdc: Some(ObjectRef(sdc.to_string())) };
         let number = self.operator().command(command);
         self.faults.unmaps.insert(number, (volume, sdc));
         true

@@ -98,7 +98,10 @@ mod tests {
             let mut files = Files::default();
             let append = |bytes: &'static [u8]| FileOp::Append { file: name.clone(), bytes: Bytes::from_static(bytes) };
             let replace = FileOp::Replace { file: name.clone(), bytes: Bytes::from_static(b"head") };
-            files.begin(PersistId(1), vec![replace, append(b"safe"), FileOp::Sync { file: name.clone() }, append(b"loose")]);
+            files.begin(
+                PersistId(1),
+                vec![replace, append(b"safe"), FileOp::Sync { file: name.clone() }, append(b"loose")],
+            );
             assert_eq!(files.finish(), Some(PersistId(1)));
             files.power_lost(&mut Rng::new(seed));
             let left = files.read()[&name].clone();

@@ -53,7 +53,10 @@ fn guarded(seed: u64, trace: bool) -> Outcome {
 fn one(seed: u64, trace: bool) -> ExitCode {
     let begun = Instant::now();
     let outcome = guarded(seed, trace);
-    println!("seed {seed}: {} events, {} requests answered, trace {:016x}", outcome.events, outcome.answered, outcome.hash);
+    println!(
+        "seed {seed}: {} events, {} requests answered, trace {:016x}",
+        outcome.events, outcome.answered, outcome.hash
+    );
     let mut report = Report::default();
     report.add(&outcome);
     report.print(begun.elapsed());

@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use mdm_api::control::PeerRole;
-use mdm_api::frame::{FRONT_BYTES, Front, FrameBounds, FrameKind, encode_front};
+use mdm_api::frame::{FRONT_BYTES, FrameBounds, FrameKind, Front, encode_front};
 use mdm_api::limits::CONTROL_FRAME_BYTES_MAX;
 
 use crate::clock::{MS, Time};
@@ -43,8 +43,7 @@ pub struct Frame {
     pub wants_written: bool,
 }
 
-const BOUNDS: FrameBounds =
-    FrameBounds { header_bytes_max: CONTROL_FRAME_BYTES_MAX, payload_bytes_max: 64 << 20 };
+const BOUNDS: FrameBounds = FrameBounds { header_bytes_max: CONTROL_FRAME_BYTES_MAX, payload_bytes_max: 64 << 20 };
 
 impl Frame {
     /// A frame of that kind.
@@ -72,7 +71,9 @@ impl Frame {
 
     /// The checksum of the front, which stands for the frame in the trace.
     pub fn digest(&self) -> u64 {
-        let word = |at: usize| u64::from(u32::from_le_bytes([self.front[at], self.front[at + 1], self.front[at + 2], self.front[at + 3]]));
+        let word = |at: usize| {
+            u64::from(u32::from_le_bytes([self.front[at], self.front[at + 1], self.front[at + 2], self.front[at + 3]]))
+        };
         word(20) | word(16) << 32
     }
 
@@ -252,7 +253,15 @@ impl Net {
     }
 
     /// Calls a host.
-    pub fn dial(&mut self, now: Time, from: NodeId, to: NodeId, port: Port, caller: PeerRole, out: &mut Effects) -> ConnId {
+    pub fn dial(
+        &mut self,
+        now: Time,
+        from: NodeId,
+        to: NodeId,
+        port: Port,
+        caller: PeerRole,
+        out: &mut Effects,
+    ) -> ConnId {
         let id = ConnId(self.conns.len() as u64);
         self.conns.push(Some(Conn {
             ends: [from, to],
@@ -417,7 +426,9 @@ impl Net {
     fn give_up(&mut self, id: ConnId, cuts: u32, out: &mut Effects) {
         let Some(conn) = self.conn(id) else { return };
         let (ends, open) = (conn.ends, conn.open);
-        let same = |a: NodeId, b: NodeId, links: &[Link]| links[a * self.nodes + b].cut && links[a * self.nodes + b].cuts == cuts;
+        let same = |a: NodeId, b: NodeId, links: &[Link]| {
+            links[a * self.nodes + b].cut && links[a * self.nodes + b].cuts == cuts
+        };
         let is_cut = same(ends[0], ends[1], &self.links) || same(ends[1], ends[0], &self.links);
         if !is_cut && open == [true, true] {
             return;

@@ -97,7 +97,7 @@ pub struct Plan {
     pub min_isr: u8,
     /// Bytes of each device.
     pub device_bytes: u64,
-    /// Bytes of each journal.
+    /// Bytes of each journal: some times the largest append, which is two chunks.
     pub journal_bytes: u64,
     /// How far clocks may be from true, in millionths.
     pub clock_spread_ppm: u64,
@@ -130,7 +130,7 @@ impl Plan {
         let mut faults = Vec::new();
         for fault in Fault::ALL {
             if rng.one_in(3) {
-                let weight = rng.between(1, 5);
+                let weight = if fault == Fault::PowerAll { 1 } else { rng.between(1, 5) };
                 faults.extend((0..weight).map(|_| fault));
             }
         }
@@ -149,10 +149,10 @@ impl Plan {
             copies,
             min_isr,
             device_bytes: 96 << 20,
-            journal_bytes: *rng.pick(&[4 << 20, 6 << 20, 12 << 20]),
+            journal_bytes: *rng.pick(&[8 << 20, 12 << 20, 16 << 20]),
             clock_spread_ppm: *rng.pick(&[0, 10_000, 50_000]),
             workers: *rng.pick(&[1, 2, 3]),
-            think_ms: *rng.pick(&[40, 90, 150]),
+            think_ms: *rng.pick(&[20, 50, 90]),
             mix: Mix {
                 writes: *rng.pick(&[30, 45, 60]),
                 zeros: *rng.pick(&[0, 0, 2, 5]),
@@ -160,7 +160,7 @@ impl Plan {
                 hot: *rng.pick(&[2, 8, 16]),
             },
             fault_time: 30 * SECOND + rng.below(10 * SECOND),
-            fault_every: *rng.pick(&[400, 1000, 2500, 5000]) * MS,
+            fault_every: *rng.pick(&[700, 1500, 3000, 5000]) * MS,
             faults,
             damaged_sds: rng.index(sds),
             doubles_ppm: *rng.pick(&[0, 0, 50_000]),

@@ -65,7 +65,9 @@ pub fn draw(rng: &mut Rng, history: &mut History, volume: u8, chunks: u64, mix: 
     }
     match roll {
         98 => Drawn { request: IoRequest::Flush, writes: Vec::new(), reads: 0, offset: 0 },
-        99 => Drawn { request: IoRequest::Status { offset, length: length as u64 }, writes: Vec::new(), reads: 0, offset },
+        99 => {
+            Drawn { request: IoRequest::Status { offset, length: length as u64 }, writes: Vec::new(), reads: 0, offset }
+        }
         _ => read(offset, length),
     }
 }
@@ -79,7 +81,12 @@ pub fn read(offset: u64, length: usize) -> Drawn {
 fn write(history: &mut History, volume: u8, offset: u64, length: usize) -> Drawn {
     let value = history.fresh_value();
     let data = Bytes::from(content(volume, offset, length, value));
-    Drawn { request: IoRequest::Write { offset, data }, writes: written(volume, offset, length, value), reads: 0, offset }
+    Drawn {
+        request: IoRequest::Write { offset, data },
+        writes: written(volume, offset, length, value),
+        reads: 0,
+        offset,
+    }
 }
 
 /// Sometimes: a range within the blocks that are touched in parts.

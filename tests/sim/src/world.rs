@@ -196,7 +196,9 @@ impl World {
         if power_lost {
             self.core.reach[node].powered = false;
         }
-        self.core.trace.line(self.core.now, || format!("host {node} {}", if power_lost { "loses power" } else { "crashes" }));
+        self.core
+            .trace
+            .line(self.core.now, || format!("host {node} {}", if power_lost { "loses power" } else { "crashes" }));
         self.core.new_life(node);
         if was_running || power_lost {
             self.core.with_net(|net, now, out| net.process_ended(now, node, !power_lost, out));

@@ -72,7 +72,9 @@ impl<'a> Copy<'a> {
         let Answer::Chunks(layers) = self.ask(Request::ListChunks { pg })? else { return Err("no list".to_owned()) };
         let mut content = Content::new();
         for (layer, _) in layers {
-            let Answer::Captured(captured) = self.ask(Request::Capture { layer })? else { return Err("no copy".to_owned()) };
+            let Answer::Captured(captured) = self.ask(Request::Capture { layer })? else {
+                return Err("no copy".to_owned());
+            };
             let data = vec![captured.data.concat().into()];
             // A chunk has one layer as long as there are no snapshots: what was zeroed in it and what was never written are
             // the same to everybody.
@@ -116,7 +118,11 @@ pub fn compare(pg: PgId, left: (DeviceId, &Content), right: (DeviceId, &Content)
         if mine == theirs {
             continue;
         }
-        let show = |content: Option<&LayerContent>| content.map_or("nothing".to_owned(), |content| format!("{:?}, {} blocks", content.version, content.checksums.len()));
+        let show = |content: Option<&LayerContent>| {
+            content.map_or("nothing".to_owned(), |content| {
+                format!("{:?}, {} blocks", content.version, content.checksums.len())
+            })
+        };
         return Err(format!(
             "I23: {key:?} of {pg} differs: {} has {}, {} has {}",
             left.0,

@@ -179,7 +179,12 @@ fn story(steps: &[Step]) -> String {
         .map(|step| {
             let end = if step.end == u64::MAX { "?".to_owned() } else { step.end.to_string() };
             let sure = if step.certain { "" } else { " (maybe)" };
-            format!("  {:>6} .. {end:>6} {} {:x}{sure}", step.start, if step.writes { "write" } else { "read " }, step.value)
+            format!(
+                "  {:>6} .. {end:>6} {} {:x}{sure}",
+                step.start,
+                if step.writes { "write" } else { "read " },
+                step.value
+            )
         })
         .collect();
     lines.join("\n")
@@ -231,7 +236,10 @@ mod tests {
     #[test]
     fn a_zeroed_register_is_searched() {
         let zero = |start, end| write(0, start, end);
-        assert_eq!(register(&[write(1, 1, 2), zero(3, 4), read(0, 5, 6), write(2, 7, 8), zero(9, 10), read(0, 11, 12)]), Ok(true));
+        assert_eq!(
+            register(&[write(1, 1, 2), zero(3, 4), read(0, 5, 6), write(2, 7, 8), zero(9, 10), read(0, 11, 12)]),
+            Ok(true)
+        );
         assert!(register(&[write(1, 1, 2), zero(3, 4), read(1, 5, 6)]).is_err());
         let unknown = Step { certain: false, ..zero(3, u64::MAX) };
         assert_eq!(register(&[write(1, 1, 2), unknown, read(1, 5, 6), read(0, 7, 8)]), Ok(true));

@@ -89,7 +89,9 @@ impl Watch {
             let config = &record.config;
             match self.by_epoch.get(&(*pg, config.epoch)) {
                 Some(known) if known == config => {}
-                Some(known) => return self.fail(now, format!("two configurations of one epoch: {known:?}, {config:?}")),
+                Some(known) => {
+                    return self.fail(now, format!("two configurations of one epoch: {known:?}, {config:?}"));
+                }
                 None => {
                     self.configs += 1;
                     trace.word(config.epoch.0);
@@ -127,7 +129,8 @@ impl Watch {
         marks: &mut Marks,
     ) -> Result<(), String> {
         config.check().map_err(str::to_owned)?;
-        if let Some(device) = config.isr.iter().chain(&config.learners).find(|device| self.retired.contains_key(device)) {
+        if let Some(device) = config.isr.iter().chain(&config.learners).find(|device| self.retired.contains_key(device))
+        {
             return Err(format!("I4: the retired device {device} is in a configuration"));
         }
         let appointed = (config.primary, config.primary_incarnation);
@@ -170,7 +173,8 @@ impl Watch {
             }
             let serving = self.serving.entry((pg, status.promised)).or_insert((node, device));
             if *serving != (node, device) {
-                let text = format!("I2: {pg} in term {} is served by {serving:?} and {:?}", status.promised, (node, device));
+                let text =
+                    format!("I2: {pg} in term {} is served by {serving:?} and {:?}", status.promised, (node, device));
                 return self.fail(now, text);
             }
             match self.terms.get(&(pg, status.promised)) {

@@ -208,7 +208,13 @@ impl Control {
         }
     }
 
-    fn answered(&mut self, core: &mut Core, id: u64, result: Result<Box<Response>, RequestError>, out: &mut Vec<Heard>) {
+    fn answered(
+        &mut self,
+        core: &mut Core,
+        id: u64,
+        result: Result<Box<Response>, RequestError>,
+        out: &mut Vec<Heard>,
+    ) {
         let Some(asked) = self.asked.get_mut(&id) else { return };
         let now = core.local(self.node);
         match result {

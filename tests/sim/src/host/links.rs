@@ -155,7 +155,9 @@ impl Links {
             PeerFrame::Lease(_) => PeerLink::Control,
             PeerFrame::Replica(_) => PeerLink::Bulk,
         };
-        let Some(conn) = self.peers.get(&sds).filter(|peer| peer.is_up).and_then(|peer| peer.conns.get(&link)) else { return };
+        let Some(conn) = self.peers.get(&sds).filter(|peer| peer.is_up).and_then(|peer| peer.conns.get(&link)) else {
+            return;
+        };
         let encoded = frame.encode();
         core.send(*conn, self.node, Frame::new(FrameKind::Peer, encoded.header, joined(&encoded.payload)));
     }
@@ -205,7 +207,14 @@ impl Links {
     }
 
     /// `None`: it makes no sense here.
-    fn frame(&mut self, core: &mut Core, shard: &Shard, conn: ConnId, frame: Frame, out: &mut Vec<Event>) -> Option<()> {
+    fn frame(
+        &mut self,
+        core: &mut Core,
+        shard: &Shard,
+        conn: ConnId,
+        frame: Frame,
+        out: &mut Vec<Event>,
+    ) -> Option<()> {
         let (kind, header, payload) = frame.open()?;
         let stage = *self.stages.get(&conn)?;
         match (stage, kind) {
@@ -224,7 +233,9 @@ impl Links {
                 out.push(Event::ClientRequest { connection: conn.0, request });
                 Some(())
             }
-            (stage, FrameKind::DataOpen) => self.greeting(core, shard, conn, stage, OpenMessage::decode(&header).ok()?, out),
+            (stage, FrameKind::DataOpen) => {
+                self.greeting(core, shard, conn, stage, OpenMessage::decode(&header).ok()?, out)
+            }
             _ => None,
         }
     }
@@ -260,7 +271,10 @@ impl Links {
                 self.stages.insert(conn, Stage::Proving { sds, link, incarnation, nonce: ours });
                 Some(())
             }
-            (Stage::Challenged { nonce }, OpenMessage::PeerHello { sds, incarnation, link, nonce: theirs, key, proof, .. }) => {
+            (
+                Stage::Challenged { nonce },
+                OpenMessage::PeerHello { sds, incarnation, link, nonce: theirs, key, proof, .. },
+            ) => {
                 let (own, key) = (shard.incarnation()?, shard.domain_key(key)?);
                 if !equal(&peer_proof(key, (sds, incarnation), self.own, &nonce, &theirs), &proof) {
                     return None;

@@ -132,7 +132,9 @@ impl MdmHost {
         };
         match opened {
             Ok(member) => self.member = Some(member),
-            Err(error) => return core.watch.fail(core.now, format!("mdm at host {} does not start: {error}", self.node)),
+            Err(error) => {
+                return core.watch.fail(core.now, format!("mdm at host {} does not start: {error}", self.node));
+            }
         }
         self.next_tick = core.local(self.node);
         self.carry_out(core, actions);
@@ -187,7 +189,12 @@ impl MdmHost {
                 }
                 Action::Sign(order) => {
                     let result = Ok(Box::new(Response::Joined(order.joined)));
-                    self.send(core, order.key.connection, &ControlMessage::Response { id: order.key.id, result }, false);
+                    self.send(
+                        core,
+                        order.key.connection,
+                        &ControlMessage::Response { id: order.key.id, result },
+                        false,
+                    );
                 }
                 Action::JoinToken { key, secret, .. } => {
                     let result = Ok(Box::new(Response::JoinToken { token: secret }));

@@ -131,7 +131,8 @@ impl SdcHost {
         }
         let opening = |link: &Link| link.openings.values().map(|(_, at)| at.plus_ms(OPENING_MS + 1)).min();
         let openings = self.links.values().filter_map(opening).min().unwrap_or(Nanos::NEVER);
-        let volumes = self.volumes.iter().map(|volume| volume.deadline(core.directory.load)).min().unwrap_or(Nanos::NEVER);
+        let volumes =
+            self.volumes.iter().map(|volume| volume.deadline(core.directory.load)).min().unwrap_or(Nanos::NEVER);
         let control = self.control.as_ref().map_or(Nanos::NEVER, |control| control.deadline(now));
         core.arm(self.node, openings.min(volumes).min(control));
     }
@@ -369,8 +370,12 @@ impl SdcHost {
             OpenMessage::Challenge { sds: there, nonce, .. } if there == sds && link.nonces.is_none() => {
                 let client = self.rng.bytes32();
                 link.nonces = Some((nonce, client));
-                let hello =
-                    OpenMessage::ClientHello { version: OPEN_VERSION, system: self.system, sdc: self.id?, nonce: client };
+                let hello = OpenMessage::ClientHello {
+                    version: OPEN_VERSION,
+                    system: self.system,
+                    sdc: self.id?,
+                    nonce: client,
+                };
                 core.send(link.conn, self.node, opening(&hello));
                 self.flush_openings(core, sds);
                 Some(())
@@ -398,4 +403,3 @@ impl SdcHost {
         }
     }
 }
-

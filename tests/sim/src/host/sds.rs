@@ -229,7 +229,9 @@ impl SdsHost {
     fn carry_out(&mut self, core: &mut Core, actions: Vec<Action>) {
         let mut events = Vec::new();
         for action in actions {
-            let (Some(shard), Some(links), Some(control)) = (&self.shard, &mut self.links, &mut self.control) else { return };
+            let (Some(shard), Some(links), Some(control)) = (&self.shard, &mut self.links, &mut self.control) else {
+                return;
+            };
             match action {
                 Action::OpenDevice { device, path } => events.push(self.open(device, &path)),
                 Action::CloseDevice { device } => self.close(device),
@@ -247,7 +249,11 @@ impl SdsHost {
                     core.send(ConnId(connection), self.node, opening(&OpenMessage::Opened { request, handle, proof }));
                 }
                 Action::OpenRefused { connection, request, code, text } => {
-                    core.send(ConnId(connection), self.node, opening(&OpenMessage::OpenRefused { request, code, text }));
+                    core.send(
+                        ConnId(connection),
+                        self.node,
+                        opening(&OpenMessage::OpenRefused { request, code, text }),
+                    );
                 }
                 Action::Reply { connection, reply } => {
                     let mut header = Vec::new();
@@ -314,4 +320,3 @@ impl SdsHost {
         self.slots.iter().enumerate().filter_map(|(at, slot)| Some((at, slot.open?)))
     }
 }
-

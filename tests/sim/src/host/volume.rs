@@ -8,8 +8,8 @@ use mdm_api::ticket::Credential;
 use sdc_client::io::{IoError, IoId, IoOutput};
 use sdc_client::session::Session;
 
-use crate::history::{Kind, seen};
 use crate::core::Core;
+use crate::history::{Kind, seen};
 use crate::rng::Rng;
 use crate::workload::{Drawn, draw, everything};
 
