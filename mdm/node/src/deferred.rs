@@ -223,7 +223,7 @@ fn refused_device(reason: &str) -> CommandError {
     CommandError::new(
         ErrorCode::DeviceUnusable,
         format!("The device cannot be used: {reason}"),
-        "correct that, then add it again",
+        "then add it again",
     )
 }
 

@@ -69,7 +69,11 @@ async fn hear(socket: &Socket, reader: &mut FrameReader) -> anyhow::Result<OpenM
     let frame = match heard {
         Err(_) => return Err(refuse(socket, "no greeting within 3 s".to_owned())),
         Ok(Ok(Some(frame))) => frame,
-        Ok(Ok(None)) => bail!("closed during the greeting"),
+        Ok(Ok(None)) => {
+            // It may have closed only its own half.
+            socket.close();
+            bail!("closed during the greeting")
+        }
         Ok(Err(error)) if error.is_ours() => return Err(refuse(socket, error.to_string())),
         Ok(Err(error)) => {
             socket.close();

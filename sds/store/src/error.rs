@@ -141,7 +141,7 @@ pub enum FormatError {
     },
     /// It is an Ashlar device already.
     #[error(
-        "the device is in use as device {device} of system {system}: remove it there, or force the format to destroy what it holds"
+        "the device is in use as device {device} of system {system}: remove it there, or blank its first MiB to destroy what it holds"
     )]
     AshlarDevice {
         /// Whose.
@@ -150,7 +150,7 @@ pub enum FormatError {
         device: DeviceId,
     },
     /// Something else is on it.
-    #[error("the device holds {what}: wipe it (`wipefs -a`) or force the format to destroy what it holds")]
+    #[error("the device holds {what}: blank its first MiB to destroy what it holds")]
     NotBlank {
         /// What was recognised.
         what: &'static str,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -60,6 +60,8 @@ pub fn ports(pid: u32) -> anyhow::Result<Vec<Port>> {
         // Flags 00010000: it accepts connections.
         if let [_, _, _, "00010000", _, _, inode, path, ..] = fields.as_slice()
             && inode.parse().is_ok_and(|inode| own.contains(&inode))
+            // The table keeps the name under which a socket was made, which may have been a temporary one.
+            && Path::new(path).exists()
         {
             found.insert(Port::Unix(PathBuf::from(path)));
         }

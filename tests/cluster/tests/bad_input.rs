@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cluster::gaps::Writer;
 use cluster::hostile::{self, Port};
@@ -20,6 +20,9 @@ use sds_api::open::{OPEN_BOUNDS, OPEN_VERSION, OpenMessage, PeerLink};
 
 /// Nobody listens there: a port below 1024 that no service of a test machine has.
 const NOBODY: &str = "127.0.0.1:9";
+
+/// A connection that will never be greeted is given up within so much.
+const PROMPT: Duration = Duration::from_secs(5);
 
 /// The refusal is one line that names the thing, and the exit code is the one given.
 fn refused(what: &str, output: &Output, code: i32, names: &str) {
@@ -178,13 +181,22 @@ fn nonsense_on_any_port_costs_one_connection_and_strangers_are_told_why() {
         system.wait_healthy(Duration::from_secs(60))?;
         let before = system.processes()?;
         let writer = Writer::start(&system.nbd("demo")?)?;
+        let status = system.status()?;
+        let is_client = |node: &&serde_json::Value| node["role"] == "sdc";
+        let client = status["nodes"].as_array().unwrap().iter().find(is_client).unwrap();
+        let client = Port::Unix(client["address"].as_str().unwrap().into());
         let mut count = 0;
         for (name, pid) in &before {
-            let ports = hostile::ports(*pid)?;
+            let mut ports = hostile::ports(*pid)?;
+            if name == "sdc1" {
+                ports.extend([client.clone(), Port::Unix(system.nbd("demo")?.socket)]);
+            }
             assert!(ports.len() >= 2, "{name} listens on {ports:?}");
             for port in ports {
                 for (what, bytes) in hostile::nonsense() {
+                    let started = Instant::now();
                     hostile::send(&port, &bytes).unwrap_or_else(|error| panic!("{name} {port:?}, {what}: {error:#}"));
+                    assert!(started.elapsed() < PROMPT, "{name} {port:?}, {what}: took {:?}", started.elapsed());
                     count += 1;
                 }
             }

@@ -8,7 +8,7 @@ use mdm_api::error::{CommandError, ErrorCode};
 use mdm_api::verbs::{AccountChange, Call, Values, Verb};
 
 use crate::rows::{self, Row};
-use crate::session::{PATIENCE, Session, read_password};
+use crate::session::{PATIENCE, QUESTION_PATIENCE, Session, read_password};
 
 /// What came of it.
 pub enum Asked {
@@ -63,14 +63,15 @@ pub async fn system_view(session: &Session) -> anyhow::Result<SystemView> {
 
 /// Asks a question.
 pub async fn query(session: &Session, query: Query) -> anyhow::Result<QueryAnswer> {
-    match session.client.request(Request::Query(query), PATIENCE).await? {
+    match session.client.request(Request::Query(query), QUESTION_PATIENCE).await? {
         Response::Query(answer) => Ok(answer),
         other => bail!("unexpected answer: {other:?}"),
     }
 }
 
-/// Makes a change.
+/// Makes a change. Some take a while, so it is asked first whether anybody is there: who mistyped an address hears so soon.
 pub async fn command(session: &Session, command: AdminCommand) -> anyhow::Result<CommandAnswer> {
+    query(session, Query::Cluster).await?;
     let mut id = [0; 16];
     getrandom::fill(&mut id).context("no random numbers from the kernel")?;
     let request = Request::Admin { request_id: u128::from_le_bytes(id), command };

@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 
 /// How long a person waits for an answer. Longer than any deferred answer of the MDM.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a question may take, which waits for nothing but a leader: several elections.
+pub const QUESTION_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a login may take.
 const LOGIN_PATIENCE: Duration = Duration::from_secs(10);
 

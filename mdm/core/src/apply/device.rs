@@ -200,8 +200,9 @@ impl State {
         if record.state != DeviceState::Adding {
             return refuse(ErrorCode::WrongState, format!("Device {device} is in use already"), "");
         }
+        let reason = clip(&format!("{}: {reason}", record.path));
         self.bury_device(device);
-        context.effects.push(Effect::DeviceRefused { device, reason: clip(reason) });
+        context.effects.push(Effect::DeviceRefused { device, reason });
         done()
     }
 
