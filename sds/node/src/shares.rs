@@ -53,8 +53,9 @@ impl Shard {
 
 /// What each of `primaries` may have under way.
 fn share(space: &Space, primaries: u64) -> CreditGrant {
-    let aus_free = space.aus_free.min(space.records_free);
-    let aus = part(space.aus_total, aus_free, primaries, SHARE_AUS_MIN);
+    // A unit may be the first of its chunk, and then takes a record too: the scarcer of the two is what is shared out.
+    let (aus_total, aus_free) = (space.aus_total.min(space.records_total), space.aus_free.min(space.records_free));
+    let aus = part(aus_total, aus_free, primaries, SHARE_AUS_MIN);
     let journal_bytes = part(space.journal_total, space.journal_free, primaries, SHARE_JOURNAL_MIN);
     CreditGrant { aus, journal_bytes }
 }
@@ -97,5 +98,23 @@ mod tests {
         };
         let share = share(&space, 10);
         assert!(share.aus >= 17 && share.journal_bytes > (1 << 20) + 8192, "{share:?}");
+    }
+
+    // Found by simulation: what was kept free was counted in units, of which a device has many more than records.
+    #[test]
+    fn a_small_empty_device_gives_everybody_something() {
+        let space = Space {
+            aus_total: 1269,
+            aus_free: 1269,
+            records_total: 162,
+            records_free: 160,
+            journal_total: 16 << 20,
+            journal_free: 15 << 20,
+            ..Space::default()
+        };
+        for primaries in 1..=8 {
+            let share = share(&space, primaries);
+            assert!(share.aus > 1 && share.journal_bytes > 64 << 10, "{primaries}: {share:?}");
+        }
     }
 }

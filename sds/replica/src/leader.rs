@@ -49,6 +49,8 @@ pub(crate) struct Member {
     pub(crate) acked_most: Seq,
     commit_sent: Seq,
     sent_at: Nanos,
+    /// Something waits for a larger grant: it is to be asked what it grants now.
+    pub(crate) wants_grant: bool,
     /// When it last did what was asked of it, or nothing was.
     pub(crate) progress_at: Nanos,
     /// Sent and not durable there: the last entry and the payload of each message.
@@ -73,6 +75,7 @@ impl Member {
             acked_most: Seq(0),
             commit_sent: Seq(0),
             sent_at: now,
+            wants_grant: false,
             progress_at: now,
             window: VecDeque::new(),
             reserved: VecDeque::new(),
@@ -165,8 +168,6 @@ pub(crate) struct Leader {
     pub(crate) waiting: BTreeSet<u64>,
     pub(crate) by_identity: BTreeMap<RequestKey, u64>,
     pub(crate) ready: VecDeque<u64>,
-    /// The next request waits for credits.
-    pub(crate) is_starved: bool,
     pub(crate) overlaps: Overlaps,
     pub(crate) replies: BTreeMap<Seq, Vec<ClientRef>>,
     pub(crate) fences: Vec<PendingFence>,
@@ -191,7 +192,6 @@ impl Leader {
             waiting: BTreeSet::new(),
             by_identity: BTreeMap::new(),
             ready: VecDeque::new(),
-            is_starved: false,
             overlaps: Overlaps::default(),
             replies: BTreeMap::new(),
             fences: Vec::new(),
@@ -345,12 +345,12 @@ impl Replica {
     fn send_commit(&mut self, cx: &mut Cx<'_>, device: DeviceId) {
         let (commit, now) = (self.log.committed(), self.now);
         let Some(leader) = self.leader.as_mut() else { return };
-        let (term, is_starved) = (leader.term, leader.is_starved);
+        let term = leader.term;
         let Some(member) = leader.members.get_mut(&device) else { return };
         let due = now.ms_since(member.sent_at) >= COMMIT_HEARTBEAT_MS;
-        let is_wanted = member.commit_sent < commit || is_starved;
+        let is_wanted = member.commit_sent < commit || member.wants_grant;
         if member.stage == Stage::Streaming && is_wanted && due {
-            (member.commit_sent, member.sent_at) = (commit, now);
+            (member.commit_sent, member.sent_at, member.wants_grant) = (commit, now, false);
             let (stream, number) = (member.stream, member.next_number());
             self.send(cx, device, term, PeerBody::Replicate { stream, number, commit, entries: vec![] });
         }

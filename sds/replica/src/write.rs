@@ -202,7 +202,6 @@ impl Replica {
         if self.role != Role::Primary || !self.has_min_isr() {
             return;
         }
-        self.lead().is_starved = false;
         while let Some(id) = self.lead().ready.front().copied() {
             let in_flight = self.log.last().seq.0 - self.log.committed().0;
             if in_flight >= IN_FLIGHT_ENTRIES_MAX || self.log.uncommitted_bytes() >= IN_FLIGHT_BYTES_MAX {
@@ -220,7 +219,9 @@ impl Replica {
                 continue;
             }
             let cover = self.covered(cx, cost);
-            self.lead().is_starved |= cover != Cover::Covered;
+            if cover != Cover::Covered {
+                self.lead().members.values_mut().for_each(|member| member.wants_grant = true);
+            }
             match cover {
                 Cover::Covered => {}
                 Cover::Wait => return,
