@@ -148,7 +148,7 @@ impl Plan {
             pg_count: *rng.pick(&[4, 8, 8, 16]),
             copies,
             min_isr,
-            device_bytes: 96 << 20,
+            device_bytes: *rng.pick(&[128 << 20, 512 << 20]),
             journal_bytes: *rng.pick(&[8 << 20, 12 << 20, 16 << 20]),
             clock_spread_ppm: *rng.pick(&[0, 10_000, 50_000]),
             workers: *rng.pick(&[1, 2, 3]),

@@ -353,6 +353,10 @@ impl SdcHost {
         match kind {
             FrameKind::ClientReply => {
                 let reply = ClientReply::decode(&header, payload).ok()?;
+                if let Err(error) = &reply.result {
+                    let node = self.node;
+                    core.trace.line(core.now, || format!("sdc@{node}: {sds} refuses: {error}"));
+                }
                 let lane = Session::lane_of(reply.tag);
                 if usize::from(lane) <= self.volumes.len() && lane > 0 {
                     self.step(core, lane, Event::Reply(sds, reply));
