@@ -52,7 +52,15 @@ pub fn alike_on_devices(system: &System) -> anyhow::Result<String> {
     }
     devices.sort();
     system.kill("all")?;
-    let compared = shell::run(Command::new(programs::path("inspect")?).arg("compare").args(&devices));
+    let inspect = programs::path("inspect")?;
+    // The kernel holds on to a dead process's files until its last disk operation has ended.
+    shell::wait_until("the devices are let go", PATIENCE, || {
+        for device in &devices {
+            shell::run(Command::new(&inspect).arg("superblock").arg(device))?;
+        }
+        Ok(true)
+    })?;
+    let compared = shell::run(Command::new(&inspect).arg("compare").args(&devices));
     system.start("all")?;
     system.wait_healthy(PATIENCE)?;
     compared.context("the copies on the devices differ")

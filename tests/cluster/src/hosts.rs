@@ -15,6 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::document::{Action, EVERY_HOST, Step};
 use crate::shell;
+use crate::turn::Turn;
 
 /// Folders that every host has for itself, as a layer over this machine's.
 const OWN_FOLDERS: [&str; 3] = ["/etc", "/var", "/usr/local"];
@@ -61,6 +62,7 @@ struct Host {
 
 /// Several hosts on one bridge.
 pub struct Hosts {
+    _turn: Turn,
     folder: tempfile::TempDir,
     bridge: String,
     hosts: Vec<Host>,
@@ -79,9 +81,10 @@ fn executable(path: &Path, text: &str) -> anyhow::Result<()> {
 impl Hosts {
     /// Makes hosts with the addresses given, all in one /24.
     pub fn create(hosts: &[(&str, &str)], programs: &Path) -> anyhow::Result<Self> {
+        let turn = Turn::take()?;
         let folder = tempfile::Builder::new().prefix("ashlar-hosts-").tempdir().context("cannot make a directory")?;
         let number = std::process::id() % 100_000;
-        let mut made = Self { folder, bridge: format!("ashin{number}"), hosts: Vec::new() };
+        let mut made = Self { _turn: turn, folder, bridge: format!("ashin{number}"), hosts: Vec::new() };
         let stand_ins = made.folder.path().join("bin");
         std::fs::create_dir_all(&stand_ins).context("cannot make a folder")?;
         std::fs::create_dir_all(made.folder.path().join("hosts")).context("cannot make a folder")?;

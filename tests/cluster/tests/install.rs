@@ -3,11 +3,9 @@
 use cluster::document;
 use cluster::hosts::Hosts;
 use cluster::programs;
-use cluster::turn::Turn;
 
 #[test]
 fn the_installation_guide_ends_with_a_mounted_volume() {
-    let _turn = Turn::take().unwrap();
     let guide = std::fs::read_to_string(programs::root().join("docs").join("install.md")).unwrap();
     let steps = document::steps(&guide).unwrap();
     assert!(steps.len() > 10, "the guide has only {} steps", steps.len());
