@@ -1,13 +1,16 @@
 //! The volume that `up` makes: attached, given a file system, mounted; and all of it undone.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use sdc_api::{LocalAnswer, LocalRequest, LocalVolume, client};
 
 use crate::state::State;
+
+/// How long an unmounting may take before the device is taken away under it.
+const UNMOUNT_PATIENCE: Duration = Duration::from_secs(15);
 
 /// `name:size`, as in `demo:1GiB`.
 pub fn parse(text: &str) -> Result<(String, u64), String> {
@@ -87,25 +90,67 @@ pub fn mount(state: &State, name: &str, device: &str) -> anyhow::Result<PathBuf>
 
 /// Unmounts and detaches everything that this system's client has; complains, but goes on.
 pub fn release_all(state: &State) {
-    for volume in &state.saved.volumes {
-        if let Some(mount) = &volume.mount
-            && is_mounted(mount)
-            && let Err(error) = run("umount", &[&mount.display().to_string()])
-        {
-            eprintln!("dev: {error:#}; it is detached from under its users");
-            if let Err(error) = run("umount", &["--lazy", &mount.display().to_string()]) {
-                eprintln!("dev: {error:#}");
+    let stuck: Vec<Child> = state.saved.volumes.iter().filter_map(|volume| unmount(volume.mount.as_deref()?)).collect();
+    let socket = state.saved.sockets.join("sdc1.sock");
+    if let Ok(LocalAnswer::Status(status)) = client::ask(&socket, &LocalRequest::Status, Duration::from_secs(5)) {
+        for volume in status.volumes.iter().filter(|v| v.device.is_some()) {
+            let detach = LocalRequest::Detach { volume: volume.volume.to_string(), force: true };
+            if let Err(error) = ask(&socket, &detach) {
+                eprintln!("dev: {}: {error:#}", volume.name);
             }
         }
     }
-    let socket = state.saved.sockets.join("sdc1.sock");
-    let Ok(LocalAnswer::Status(status)) = client::ask(&socket, &LocalRequest::Status, Duration::from_secs(5)) else {
-        return;
+    for mut child in stuck {
+        if wait(&mut child, UNMOUNT_PATIENCE).is_none() {
+            eprintln!("dev: an unmounting still hangs; it ends when its device is gone");
+        }
+    }
+}
+
+/// Unmounts. A file system whose system cannot take its data any more waits for ever: such a child is given back, and ends
+/// when its device is taken away by force.
+fn unmount(mount: &Path) -> Option<Child> {
+    if !is_mounted(mount) {
+        return None;
+    }
+    let mut child = match Command::new("umount").arg(mount).spawn() {
+        Ok(child) => child,
+        Err(error) => {
+            eprintln!("dev: cannot run umount: {error}");
+            return None;
+        }
     };
-    for volume in status.volumes.iter().filter(|v| v.device.is_some()) {
-        let detach = LocalRequest::Detach { volume: volume.volume.to_string(), force: true };
-        if let Err(error) = ask(&socket, &detach) {
-            eprintln!("dev: {}: {error:#}", volume.name);
+    match wait(&mut child, UNMOUNT_PATIENCE) {
+        Some(true) => None,
+        Some(false) => {
+            eprintln!("dev: {} is in use; it is detached from under its users", mount.display());
+            if let Err(error) = run("umount", &["--lazy", &mount.display().to_string()]) {
+                eprintln!("dev: {error:#}");
+            }
+            None
+        }
+        None => {
+            eprintln!(
+                "dev: what was written to {} cannot be stored: its device is taken away by force",
+                mount.display()
+            );
+            Some(child)
+        }
+    }
+}
+
+/// Waits for a program for so long. True if it succeeded; nothing if it still runs.
+fn wait(child: &mut Child, patience: Duration) -> Option<bool> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return Some(status.success()),
+            Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+            Ok(None) => return None,
+            Err(error) => {
+                eprintln!("dev: {error}");
+                return Some(false);
+            }
         }
     }
 }
