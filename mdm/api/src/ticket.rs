@@ -173,7 +173,13 @@ pub fn client_proof(
 
 /// A data server's proof to a client that it holds the domain's key, and so could derive the ticket's secret: only then
 /// does the client believe its acknowledgements. Bound to the connection like the client's, and never equal to it.
-pub fn server_proof(secret: &[u8; 32], ticket: &[u8], server: SdsId, server_nonce: &Nonce, client_nonce: &Nonce) -> [u8; 32] {
+pub fn server_proof(
+    secret: &[u8; 32],
+    ticket: &[u8],
+    server: SdsId,
+    server_nonce: &Nonce,
+    client_nonce: &Nonce,
+) -> [u8; 32] {
     keyed(secret, b"opened", &[&server.0.to_le_bytes(), server_nonce, client_nonce, ticket])
 }
 

@@ -220,11 +220,7 @@ fn command_answer(waiting: &Waiting) -> Box<Response> {
 }
 
 fn refused_device(reason: &str) -> CommandError {
-    CommandError::new(
-        ErrorCode::DeviceUnusable,
-        format!("The device cannot be used: {reason}"),
-        "then add it again",
-    )
+    CommandError::new(ErrorCode::DeviceUnusable, format!("The device cannot be used: {reason}"), "then add it again")
 }
 
 fn time_out(state: &State, observed: &Observed, waiting: &Waiting) -> Result<Box<Response>, CommandError> {

@@ -173,7 +173,7 @@ impl OpenStore {
         request: StoreRequest,
         out: &mut Vec<Outcome>,
     ) {
-        let is_held = self.held.contains_key(&pg) && is_journaled(&request);
+        let is_held = self.held.contains_key(&pg) && is_journaled(&request) && !self.may_pass(pg, &request);
         if is_held || !self.has_room(&request) {
             self.held.entry(pg).or_default().push_back((token, request));
         } else {
@@ -200,6 +200,17 @@ impl OpenStore {
     pub(crate) fn checkpoint(&mut self, now: Nanos, out: &mut Vec<Outcome>) {
         self.draining = true;
         self.ask(now, Asked::Drain, Request::Checkpoint, out);
+    }
+
+    /// A state that speaks for nothing of what is held may go before it; and must, since the room that is waited for is
+    /// perhaps what the entries take that it makes superfluous.
+    fn may_pass(&self, pg: PgId, request: &StoreRequest) -> bool {
+        let StoreRequest::SaveState { through, .. } = request else { return false };
+        let is_later = |held: &StoreRequest| match held {
+            StoreRequest::Append { entries } => entries.first().is_some_and(|entry| entry.version.seq > *through),
+            _ => false,
+        };
+        self.held.get(&pg).is_some_and(|held| held.iter().all(|(_, held)| is_later(held)))
     }
 
     /// Journal bytes that an append takes at most.
