@@ -6,6 +6,8 @@ use mdm_api::command::{AdminCommand, ObjectRef};
 use mdm_api::ids::DeviceId;
 use mdm_api::model::DeviceState;
 
+use sds_store::request::Verdict;
+
 use crate::check::copies::{Content, Copy, compare};
 use crate::check::linear::{self, Figures};
 use crate::check::{describe, seconds};
@@ -301,6 +303,12 @@ impl World {
             let disk = &mut host.slots[slot].disk;
             disk.condition = crate::disk::Condition::default();
             let mut copy = Copy::open(disk).map_err(|text| format!("device {device} does not open: {text}"))?;
+            if let Verdict::Suspect { why } = copy.verdict {
+                if self.core.watch.may_lose_blocks {
+                    continue; // I12: it would leave its groups, and be made anew
+                }
+                return Err(format!("device {device} is suspect, and nothing was damaged (I12): {why}"));
+            }
             for config in configs.iter().filter(|config| config.isr.contains(&device)) {
                 match copy.content(config.pg) {
                     Ok(content) => {

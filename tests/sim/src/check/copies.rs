@@ -8,7 +8,7 @@ use sds_api::block::LayerKey;
 use sds_store::blockmap::BlockMap;
 use sds_store::io::DiskRequest;
 use sds_store::open::{OpenParameters, Opener};
-use sds_store::request::{Answer, Event, LayerContent, Output, RecoveredPg, Request, Token};
+use sds_store::request::{Answer, Event, LayerContent, Output, RecoveredPg, Request, Token, Verdict};
 use sds_store::store::{Options, Store};
 
 use crate::disk::Disk;
@@ -18,6 +18,8 @@ pub struct Copy<'a> {
     disk: &'a mut Disk,
     store: Store,
     groups: Vec<RecoveredPg>,
+    /// How far it can be believed.
+    pub verdict: Verdict,
 }
 
 /// What a group holds on a device.
@@ -37,7 +39,12 @@ impl<'a> Copy<'a> {
             match opener.step(disk.at_once(request), &mut more) {
                 None => queue.extend(more),
                 Some(Ok(opened)) => {
-                    let mut copy = Self { disk, store: opened.store, groups: opened.recovered.pgs };
+                    let mut copy = Self {
+                        disk,
+                        store: opened.store,
+                        groups: opened.recovered.pgs,
+                        verdict: opened.recovered.verdict,
+                    };
                     copy.commit_all();
                     return Ok(copy);
                 }
