@@ -387,7 +387,12 @@ impl Replica {
     }
 
     pub(crate) fn listing_done(&mut self, cx: &mut Cx<'_>, done: StoreDone) {
-        let (StoreDone::Chunks(chunks), Some(stream)) = (done, &mut self.follower.stream) else { return };
+        let (StoreDone::Chunks(mut chunks), Some(stream)) = (done, &mut self.follower.stream) else { return };
+        if self.suspect {
+            // F18: a layer whose page is lost comes back from the journal with the newest version and a part of its content.
+            // Nothing here is known to be what its version says, so all of it is to be copied.
+            chunks.iter_mut().for_each(|(_, version)| *version = Version::default());
+        }
         if stream.listing_asked.is_some() {
             stream.listing = Some(chunks);
             self.hand_over_listing(cx);

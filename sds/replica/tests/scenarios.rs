@@ -366,6 +366,23 @@ fn a_suspect_replica_leaves_the_isr_and_comes_back_by_copies() {
     world.finish();
 }
 
+// F18: found by simulation: a layer of the right version and a part of its content was taken for a whole one.
+#[test]
+fn what_a_suspect_replica_says_of_its_versions_is_not_believed() {
+    let mut world = pair();
+    let suspect = other(&world);
+    write(&mut world, 0, 8);
+    world.run(200, |_| false);
+    world.crash(suspect, 9);
+    world.nodes[suspect].store.lose_page();
+    world.nodes[suspect].verdict = Verdict::Suspect;
+    world.start(suspect);
+    let out = |world: &World| !world.manager.config.isr.contains(&device(suspect));
+    assert!(world.run(5_000, out), "{}", world.state());
+    assert!(world.run(5_000, World::is_healthy), "{}", world.state());
+    world.finish();
+}
+
 #[test]
 fn a_disk_that_lied_is_found_by_what_it_had_acknowledged() {
     let mut world = pair();

@@ -283,6 +283,15 @@ impl Store {
         self.live = self.home.clone();
     }
 
+    /// A metadata page is lost: of every layer a block is gone, and the journal has given it the newest version again.
+    pub fn lose_page(&mut self) {
+        let entries: Vec<Entry> = self.home.entries.values().cloned().collect();
+        entries.iter().for_each(|entry| apply(&mut self.home.layers, entry));
+        self.committed = entries.last().map_or(self.committed, |entry| entry.version.seq);
+        self.home.layers.values_mut().for_each(|layer| drop(layer.blocks.pop_first()));
+        self.live = self.home.clone();
+    }
+
     /// What a new process finds.
     pub fn recovered(&self, verdict: Verdict) -> Option<Recovered> {
         let fresh = self.live.promised == Term(0) && self.live.state.is_none() && self.live.entries.is_empty();
