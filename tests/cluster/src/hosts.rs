@@ -212,12 +212,18 @@ impl Hosts {
         }
     }
 
-    /// Process ids of the daemons that the stand-in of `systemctl` started.
+    /// Everything that runs on the hosts but their keepers: daemons, and what outlives them.
     fn daemons(&self) -> Vec<Pid> {
-        let files = self.hosts.iter().map(|host| host.run.join("pids"));
-        let texts = files.filter_map(|file| std::fs::read_to_string(file).ok());
-        let numbers = texts.flat_map(|text| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<i32>>());
-        numbers.filter_map(Pid::from_raw).collect()
+        let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+        let keepers: Vec<String> = self.hosts.iter().map(|host| host.keeper.id().to_string()).collect();
+        // A host that was not finished may still be in this machine's namespace, where nothing is ours to end.
+        let Some(machine) = namespace("self") else { return Vec::new() };
+        let own = keepers.iter().filter_map(|keeper| namespace(keeper)).filter(|own| *own != machine);
+        let own: Vec<PathBuf> = own.collect();
+        let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+        let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let there = names.filter(|name| !keepers.contains(name) && namespace(name).is_some_and(|ns| own.contains(&ns)));
+        there.filter_map(|name| name.parse().ok()).filter_map(Pid::from_raw).collect()
     }
 
     fn take_down(&mut self) {

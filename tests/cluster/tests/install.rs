@@ -1,8 +1,9 @@
 //! The installation guide is carried out on three hosts, block by block, as it is written.
 
-use cluster::document;
+use std::time::Duration;
+
 use cluster::hosts::Hosts;
-use cluster::programs;
+use cluster::{document, programs, shell};
 
 #[test]
 fn the_installation_guide_ends_with_a_mounted_volume() {
@@ -16,6 +17,13 @@ fn the_installation_guide_ends_with_a_mounted_volume() {
             hosts.complain();
             panic!("docs/install.md: {error:#}");
         }
+    }
+    // What the guide took away is gone: nothing of it is left on this machine.
+    let device = std::path::Path::new("/dev/ashlar/data");
+    let gone = shell::wait_until("the block device is gone", Duration::from_secs(10), || Ok(!device.exists()));
+    if let Err(error) = gone {
+        hosts.complain();
+        panic!("{error:#}");
     }
 }
 
