@@ -373,6 +373,8 @@ impl World {
         let kept = match fault {
             Fault::ReadErrors => {
                 disk.condition.read_errors_ppm = 20_000;
+                // A copy that is the only one may be asked for just then.
+                self.core.watch.may_miss_blocks = true;
                 self.until(Undo::Disk(node, slot));
                 return true;
             }

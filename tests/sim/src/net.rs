@@ -319,7 +319,7 @@ impl Net {
         };
         let mut way = 30_000 + self.rng.around(self.jitter_us * 1000);
         if self.rng.ppm(link.loss_ppm) {
-            way += 200 * MS << self.rng.below(3);
+            way += (200 * MS) << self.rng.below(3);
             self.resent += 1;
         }
         // Ten gigabits a second.

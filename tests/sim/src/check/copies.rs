@@ -127,7 +127,8 @@ pub fn compare(pg: PgId, left: (DeviceId, &Content), right: (DeviceId, &Content)
         }
         let show = |content: Option<&LayerContent>| {
             content.map_or("nothing".to_owned(), |content| {
-                format!("{:?}, {} blocks", content.version, content.checksums.len())
+                let blocks: Vec<u16> = content.present.iter().collect();
+                format!("{:?}, blocks {blocks:?}", content.version)
             })
         };
         return Err(format!(

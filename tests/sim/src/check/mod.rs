@@ -27,6 +27,8 @@ pub struct Watch {
     pub wants_restart: Vec<NodeId>,
     /// Devices may hold bad blocks: a read may end with "no good copy".
     pub may_lose_blocks: bool,
+    /// Reads of devices fail now and then: the same, but nothing is lost.
+    pub may_miss_blocks: bool,
     /// Configurations that were looked at.
     pub configs: u64,
     revision: Revision,
@@ -52,7 +54,7 @@ impl Watch {
     /// A read had no good copy.
     pub fn medium_error(&mut self, now: Time, history: &mut History) {
         history.medium_errors += 1;
-        if !self.may_lose_blocks {
+        if !self.may_lose_blocks && !self.may_miss_blocks {
             self.fail(now, "a read found no good copy, and nothing was damaged (P3)".to_owned());
         }
     }
