@@ -1,6 +1,7 @@
 //! A data server's connections: greetings, other servers (one connection for leases, one for data), clients.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use bytes::Bytes;
 use mdm_api::frame::FrameKind;
@@ -116,9 +117,9 @@ impl Links {
             }
             let Some(node) = core.directory.sds_ids.get(sds).copied() else { continue };
             for link in [PeerLink::Control, PeerLink::Bulk] {
-                if !peer.conns.contains_key(&link) {
+                if let Entry::Vacant(place) = peer.conns.entry(link) {
                     let conn = core.dial(self.node, node, Port::Data, PeerRole::Sds(self.own));
-                    peer.conns.insert(link, conn);
+                    place.insert(conn);
                     self.stages.insert(conn, Stage::Dialling { sds: *sds, link });
                 }
             }
