@@ -6,6 +6,7 @@ use mdm_api::command::{AdminCommand, ObjectRef};
 use mdm_api::ids::DeviceId;
 use mdm_api::model::DeviceState;
 
+use sds_replica::Role;
 use sds_store::request::Verdict;
 
 use crate::check::copies::{Content, Copy, compare};
@@ -133,7 +134,9 @@ impl World {
                 match cluster::command(self, cluster::map_command(volume, sdc)) {
                     Ok(_) => break,
                     Err(text) if text.contains("already mapped") => break,
-                    Err(text) if self.core.now > end || self.core.watch.failure.is_some() => return Err(text),
+                    Err(text) if self.core.now > end || self.core.watch.failure.is_some() => {
+                        return Err(format!("liveness: {text}: {}", self.situation()));
+                    }
                     Err(_) => self.run_for(SECOND / 2),
                 }
             }
@@ -242,7 +245,12 @@ impl World {
                 lines.push(format!("host {node} does not run"));
                 continue;
             };
-            let busy = shard.replicas().filter(|(pg, _, status)| status.requests > 0 || degraded.contains(pg));
+            let leads =
+                |pg, device| self.state().is_some_and(|state| state.pg(pg).is_some_and(|c| c.primary == Some(device)));
+            let busy = shard.replicas().filter(|(pg, device, status)| {
+                let is_behind = leads(*pg, *device) && status.role != Role::Primary;
+                status.requests > 0 || is_behind || degraded.contains(pg)
+            });
             lines.extend(busy.map(|(pg, device, status)| format!("host {node} {pg} on {device}: {status:?}")));
             let figures = shard.figures();
             for device in figures.devices {

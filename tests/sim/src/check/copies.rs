@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use mdm_api::epoch::{Nanos, Seq};
+use mdm_api::epoch::Nanos;
 use mdm_api::ids::{DeviceId, PgId};
 use sds_api::block::LayerKey;
 use sds_store::blockmap::BlockMap;
@@ -65,13 +65,6 @@ impl<'a> Copy<'a> {
             self.store.step(Nanos(0), Event::Request { token: Token(0), request }, &mut outputs);
             self.settle(outputs);
         }
-    }
-
-    /// The last entry of a group.
-    pub fn last(&self, pg: PgId) -> Option<Seq> {
-        let group = self.groups.iter().find(|group| group.pg == pg)?;
-        let entry = group.entries.last().map(|recovered| recovered.entry.version.seq);
-        entry.max(group.state.as_ref().map(|(seq, _)| *seq))
     }
 
     /// What it holds of a group.

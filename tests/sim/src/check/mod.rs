@@ -60,7 +60,7 @@ impl Watch {
     }
 
     /// A client uses a volume under a new generation: nothing of the one before takes effect any more (I17).
-    pub fn session_opened(&mut self, history: &mut History, volume: VolumeId, sdc: SdcId, _place: u8) {
+    pub fn session_opened(&mut self, history: &mut History, volume: VolumeId, sdc: SdcId) {
         self.fence(history, volume, sdc);
         self.next_session += 1;
         self.sessions.insert((volume, sdc), self.next_session);
@@ -98,7 +98,7 @@ impl Watch {
                     self.configs += 1;
                     trace.word(config.epoch.0);
                     trace.line(now, || format!("mdm@{node}: {}", describe(config)));
-                    if let Err(text) = self.check(config, state, is_news, is_next, marks) {
+                    if let Err(text) = self.check(config, is_news, is_next, marks) {
                         return self.fail(now, format!("{text}: {config:?} after {:?}", self.newest.get(pg)));
                     }
                     self.by_epoch.insert((*pg, config.epoch), config.clone());
@@ -122,14 +122,7 @@ impl Watch {
         }
     }
 
-    fn check(
-        &mut self,
-        config: &PgConfig,
-        state: &State,
-        is_news: bool,
-        is_next: bool,
-        marks: &mut Marks,
-    ) -> Result<(), String> {
+    fn check(&mut self, config: &PgConfig, is_news: bool, is_next: bool, marks: &mut Marks) -> Result<(), String> {
         config.check().map_err(str::to_owned)?;
         if let Some(device) = config.isr.iter().chain(&config.learners).find(|device| self.retired.contains_key(device))
         {
@@ -146,8 +139,6 @@ impl Watch {
         if config.epoch <= old.epoch || config.term < old.term {
             return Err("I1: epochs and terms grow".to_owned());
         }
-        let record = state.pg(config.pg).map(|_| ());
-        debug_assert!(record.is_some());
         let is_new_table = config.isr.iter().all(|member| !old.names(*member));
         let joined: Vec<&DeviceId> = config.isr.iter().filter(|member| !old.isr.contains(member)).collect();
         if is_next && !is_new_table {

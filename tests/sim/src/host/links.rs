@@ -53,7 +53,7 @@ enum Stage {
     /// Called by us; the challenge is awaited.
     Dialling { sds: SdsId, link: PeerLink },
     /// We have answered the challenge.
-    Proving { sds: SdsId, link: PeerLink, incarnation: ProcessIncarnation, nonce: Nonce },
+    Proving { sds: SdsId, link: PeerLink, incarnation: ProcessIncarnation, expected: [u8; 32] },
     /// We have challenged the caller.
     Challenged { nonce: Nonce },
     /// A client that has greeted.
@@ -258,6 +258,7 @@ impl Links {
                 }
                 let ours = core.rng.bytes32();
                 let proof = peer_proof(key, (self.own, own), sds, &nonce, &ours);
+                let expected = peer_proof(key, (sds, incarnation), self.own, &ours, &nonce);
                 let hello = OpenMessage::PeerHello {
                     version: OPEN_VERSION,
                     system: self.system,
@@ -269,7 +270,7 @@ impl Links {
                     proof,
                 };
                 core.send(conn, self.node, opening(&hello));
-                self.stages.insert(conn, Stage::Proving { sds, link, incarnation, nonce: ours });
+                self.stages.insert(conn, Stage::Proving { sds, link, incarnation, expected });
                 Some(())
             }
             (
@@ -285,9 +286,10 @@ impl Links {
                 self.greeted(core, conn, sds, link, incarnation, out);
                 Some(())
             }
-            (Stage::Proving { sds, link, incarnation, nonce }, OpenMessage::PeerWelcome { proof }) => {
-                // The proof covers the nonces of both; that the key fits is enough to know the server by.
-                let _ = (nonce, proof);
+            (Stage::Proving { sds, link, incarnation, expected }, OpenMessage::PeerWelcome { proof }) => {
+                if !equal(&expected, &proof) {
+                    return None;
+                }
                 self.greeted(core, conn, sds, link, incarnation, out);
                 Some(())
             }

@@ -41,7 +41,7 @@ impl Host {
                 if power_lost { host.files.power_lost(&mut core.rng) } else { host.files.process_ended(&mut core.rng) }
             }
             Self::Sds(host) => host.ended(power_lost),
-            Self::Sdc(host) => host.ended(core),
+            Self::Sdc(host) => host.ended(),
             Self::Operator(_) => {}
         }
     }

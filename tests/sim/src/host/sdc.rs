@@ -73,7 +73,7 @@ impl SdcHost {
     }
 
     /// The process has ended.
-    pub fn ended(&mut self, _core: &mut Core) {
+    pub fn ended(&mut self) {
         self.control = None;
         self.links.clear();
         self.map = ClusterMap::default();
@@ -218,7 +218,7 @@ impl SdcHost {
             match Session::new(identity, Policy::default(), &self.map) {
                 Ok(session) => {
                     // I17: nothing of an earlier session takes effect any more.
-                    core.watch.session_opened(&mut core.history, volume.id, sdc, volume.place);
+                    core.watch.session_opened(&mut core.history, volume.id, sdc);
                     volume.session = core.watch.session_of(volume.id, sdc);
                     volume.stage = Stage::Open(Box::new(session));
                 }
