@@ -47,7 +47,7 @@ fn judge(state: &State, observed: &Observed, timing: &Timing, now: Nanos, sds: &
     let last = own.map_or(since, |heard| heard.at.max(since));
     let silent_ms = now.ms_since(last);
     if let Some(heard) = own.filter(|_| silent_ms < 2 * timing.heartbeat_ms) {
-        // One heartbeat from a flapping server is not yet a life: some in a row are.
+        // One heartbeat from a flapping server is no life: some in a row are.
         let steady = now.ms_since(heard.steady_since) >= 3 * timing.heartbeat_ms && heard.at >= observed.leader_since();
         return if steady { Verdict::Alive } else { Verdict::Unknown };
     }

@@ -10,8 +10,6 @@
 //!  heartbeats ---------> Observed ---> detector, reconcilers ---> Command ---> LogEntry ...
 //! ```
 
-#![forbid(unsafe_code)]
-
 pub mod apply;
 pub mod command;
 pub mod detector;

@@ -1,3 +1,5 @@
+//! What a lying or confused member may send.
+
 use bytes::Bytes;
 use proptest::collection::vec;
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Messages survive their encoding, and nothing else decodes.
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 

@@ -81,7 +81,7 @@ pub struct TermStart {
     pub first: Seq,
 }
 
-/// How much a device lets one primary's device have under way to it (I24). Both are limits on what is sent and not yet
+/// How much a device lets one primary's device have under way to it (I24). Both are limits on what is sent and still not
 /// durable there, over all groups that the two devices share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct CreditGrant {

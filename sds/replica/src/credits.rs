@@ -1,7 +1,7 @@
 //! Space is granted before anything is accepted (I24).
 //!
 //! A device lets each primary's device have so much under way to it: allocation units and journal bytes that are sent and
-//! not yet durable there. The server around the replicas computes the shares from its stores' free space (granted plus own
+//! still not durable there. The server around the replicas computes the shares from its stores' free space (granted plus own
 //! at most free minus reserve) and sets them here; replicas carry them to primaries with every acknowledgement, and
 //! primaries keep account of what is under way, over all groups of a pair of devices.
 //!

@@ -12,11 +12,11 @@ pub const SESSIONS_MAX: usize = 1024;
 pub const REQUESTS_MAX: usize = 1024;
 /// Payload of those: sixteen whole chunks.
 pub const REQUEST_BYTES_MAX: usize = 16 * CHUNK_BYTES;
-/// Entries ordered and not yet committed in one group.
+/// Entries ordered and still uncommitted in one group.
 pub const IN_FLIGHT_ENTRIES_MAX: u64 = 256;
 /// Payload of those: eight whole chunks.
 pub const IN_FLIGHT_BYTES_MAX: usize = 8 * CHUNK_BYTES;
-/// Payload sent to one member and not yet durable there: twice what one message carries.
+/// Payload sent to one member and still not durable there: twice what one message carries.
 pub const WINDOW_BYTES: usize = 4 * CHUNK_BYTES;
 /// Payload of one `Replicate`; one more entry may go over it.
 pub const BATCH_BYTES: usize = CHUNK_BYTES;
@@ -28,7 +28,7 @@ pub const RETAINED_BYTES_MAX: usize = 4 * CHUNK_BYTES;
 pub const LEARNER_LAG_ENTRIES_MAX: usize = 4096;
 /// Payload of those.
 pub const LEARNER_LAG_BYTES_MAX: usize = 16 * CHUNK_BYTES;
-/// Copies and removals sent to one learner and not yet done there.
+/// Copies and removals sent to one learner and still to be done there.
 pub const COPY_WINDOW: u64 = 2;
 /// Peers whose connections one replica remembers: members come and go a few at a time.
 pub const PEERS_MAX: usize = 32;

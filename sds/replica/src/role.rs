@@ -34,7 +34,7 @@ pub enum ActivationStep {
 /// What a replica is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Not a member, or not yet told.
+    /// Not a member, or still to be told.
     Idle,
     /// Catching up.
     Learner,
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn only_the_ways_in_the_picture_are_open() {
-        use ActivationStep::*;
+        use ActivationStep::{CollectTails, CommitEpochStart, PersistPromise, Reconcile, WaitGrants};
         let steps = [PersistPromise, WaitGrants, CollectTails, Reconcile, CommitEpochStart];
         let mut roles = vec![Role::Idle, Role::Learner, Role::Secondary, Role::Primary, Role::Failed];
         roles.extend(steps.map(Role::Activating));

@@ -279,7 +279,7 @@ impl Store {
         }
     }
 
-    /// All is written (not yet durable): the record says so from now on, and the next checkpoint will.
+    /// All is written (without being durable): the record says so from now on, and the next checkpoint will.
     fn finish_job(&mut self, id: u64, _out: &mut Vec<Output>) {
         let job = self.jobs.remove(&id).expect("a job ends once");
         // Whoever replays meets nothing of these units after the tail has passed this moment.

@@ -15,9 +15,7 @@
 //! and their directory, [`open`] and [`format`] for beginnings, [`limits`] for bounds. `docs/store-format.md` has the bytes.
 //!
 //! Memory: about 1.4 KiB for each chunk layer with data (all its checksums are resident: 1.4 GiB per TiB), 24 bytes for each
-//! frame in the ring, and the payload of entries not yet applied up to a cap.
-
-#![forbid(unsafe_code)]
+//! frame in the ring, and the payload of entries that wait to be applied up to a cap.
 
 mod alloc;
 mod append;

@@ -36,7 +36,7 @@ pub const JOURNAL_BYTES_MAX: u64 = 4 << 30;
 pub const OPEN_READ_BYTES: u64 = 1 << 20;
 /// Reads in flight while opening.
 pub const OPEN_READS: usize = 8;
-/// Payload of entries not yet applied that is kept in memory by default; beyond it the journal is read again.
+/// Payload of entries that wait to be applied that is kept in memory by default; beyond it the journal is read again.
 pub const PAYLOAD_CACHE_BYTES: usize = 64 << 20;
 /// Layers being applied at once when the journal is under pressure.
 pub const APPLY_JOBS_MAX: usize = 16;

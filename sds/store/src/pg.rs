@@ -57,7 +57,7 @@ pub(crate) struct Pg {
     pub(crate) layers: BTreeSet<LayerKey>,
     /// Entries that drop trees and have not been carried out, with the tree.
     pub(crate) drops: Vec<(Seq, VtreeId)>,
-    /// A state is wanted and not yet given.
+    /// A state is wanted and still to be given.
     pub(crate) state_wanted: bool,
     /// The group is being forgotten.
     pub(crate) forgetting: bool,

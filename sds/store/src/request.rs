@@ -341,7 +341,7 @@ pub struct Space {
     pub aus_total: u64,
     /// Units that can be given to new writes now: neither used, nor promised to entries in the journal, nor quarantined.
     pub aus_free: u64,
-    /// Units freed but not yet usable: they become free with a later checkpoint (I19).
+    /// Units freed but still unusable: they become free with a later checkpoint (I19).
     pub aus_quarantined: u64,
     /// Units promised to entries in the journal that are not applied yet.
     pub aus_reserved: u64,

@@ -29,7 +29,7 @@ use crate::superblock::SuperBlock;
 /// What a store may be told to do differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Payload of entries not yet applied that is kept in memory, in bytes; beyond it the journal is read again.
+    /// Payload of entries that wait to be applied that is kept in memory, in bytes; beyond it the journal is read again.
     pub payload_cache_bytes: usize,
 }
 

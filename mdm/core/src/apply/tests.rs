@@ -1,3 +1,5 @@
+//! Promises of the commands: what they change, and what they refuse.
+
 use std::collections::BTreeSet;
 
 use mdm_api::command::{AdminCommand, CommandAnswer, DaemonCommand, ObjectRef, StoreVerdict};

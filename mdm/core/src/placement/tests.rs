@@ -1,3 +1,5 @@
+//! Promises of placement: the constraint always, balance within bounds, few moves.
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use mdm_api::ids::{DeviceId, FaultSetId, PgId, SdsId, StoragePoolId};

@@ -1,3 +1,5 @@
+//! Promises of the reconcilers and of the failure detector.
+
 use std::collections::BTreeMap;
 
 use mdm_api::command::{AdminCommand, DaemonCommand};

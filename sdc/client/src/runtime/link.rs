@@ -127,7 +127,7 @@ impl Link {
         }
     }
 
-    /// Collects what has come, at most one turn's worth. `Pending` once there is nothing more for now.
+    /// Collects what has come, at most one turn's worth. `Pending` once there is nothing more at the moment.
     pub fn poll(&mut self, cx: &mut Context<'_>, now: Nanos, out: &mut Vec<LinkEvent>) -> Poll<()> {
         if let State::Connecting(connecting) = &mut self.state {
             match connecting.as_mut().poll(cx) {

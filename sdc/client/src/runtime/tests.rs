@@ -9,9 +9,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use mdm_api::config::PgConfig;
 use mdm_api::epoch::{AttachGeneration, Epoch, Revision, SnapSeq, Term};
-use mdm_api::ids::*;
+use mdm_api::ids::{
+    DeviceId, DeviceIncarnation, KeyId, PgId, ProcessIncarnation, ProtectionDomainId, SdsId, StoragePoolId, VolumeId,
+    VtreeId,
+};
 use mdm_api::map::{ClusterMap, MapDelta, MapObject};
-use mdm_api::model::*;
+use mdm_api::model::{AccessMode, Device, DeviceState, Limits, Mapping, Sds, StoragePool, Volume};
 use mdm_api::ticket::Ticket;
 use tokio::sync::watch;
 

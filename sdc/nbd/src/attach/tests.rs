@@ -1,3 +1,5 @@
+//! Records, links and names of attached devices.
+
 use std::path::{Path, PathBuf};
 
 use super::state::{Mechanism, Record, Records};

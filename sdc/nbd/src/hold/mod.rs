@@ -104,20 +104,16 @@ fn shield() {
         }
     };
     // SAFETY: closes descriptors that nobody here has opened: whatever the daemon's parent left open.
-    complain(
-        "cannot close inherited files",
-        unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) } != 0,
-    );
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
+    complain("cannot close inherited files", closed != 0);
     for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
         // SAFETY: ignoring a signal runs no code of ours.
         let before = unsafe { libc::signal(signal, libc::SIG_IGN) };
         complain("cannot ignore a signal", before == libc::SIG_ERR);
     }
     // SAFETY: takes flags and no pointers.
-    complain(
-        "cannot lock memory",
-        unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) } != 0,
-    );
+    let locked = unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) };
+    complain("cannot lock memory", locked != 0);
     // SAFETY: takes numbers and no pointers. Memory reclaim on our behalf must not wait for I/O that we carry.
     let flusher = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
     complain("cannot mark as I/O flusher", flusher != 0);

@@ -1,3 +1,5 @@
+//! The bytes of the protocol, good and bad.
+
 use proptest::prelude::*;
 
 use super::option::{InfoRequest, MetaRequest, OptionHead, ReplyHead};

@@ -1,3 +1,5 @@
+//! Messages between servers survive their encoding, and nothing else decodes.
+
 use mdm_api::epoch::{AttachGeneration, RequestNumber, SnapSeq};
 use mdm_api::ids::{SdcId, StoragePoolId, VolumeId, VtreeId};
 use proptest::prelude::*;

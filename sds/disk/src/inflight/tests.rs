@@ -1,3 +1,5 @@
+//! The table of operations in flight: ages, bounds, late completions.
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 

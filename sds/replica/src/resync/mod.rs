@@ -54,7 +54,7 @@ pub(crate) struct Resync {
     own: BTreeMap<LayerKey, Version>,
     /// Layers that were written while the lists were compared.
     touched: BTreeSet<LayerKey>,
-    /// Layers that only the learner has, not yet removed.
+    /// Layers that only the learner has, still to be removed.
     removing: BTreeSet<LayerKey>,
     /// Layers to copy.
     pending: BTreeSet<LayerKey>,

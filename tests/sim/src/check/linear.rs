@@ -125,7 +125,7 @@ fn zones(steps: &[Step]) -> Result<(), String> {
     Ok(())
 }
 
-/// Tries orders, one step at a time: of the steps not yet placed any that began before the first of them ended may be next.
+/// Tries orders, one step at a time: of the steps still to be placed any that began before the first of them ended may be next.
 fn search(steps: &[Step]) -> Result<bool, String> {
     let mut order: Vec<Step> = steps.to_vec();
     order.sort_by_key(|step| step.start);

@@ -28,6 +28,9 @@ const PROGRAMS: &[(&str, &str, usize)] = &[
     ("sdc", "sdc/src/", 1),
 ];
 
+/// The table that verbs of the command line come from.
+const VERBS: &str = "mdm/api/src/verbs/";
+
 /// What a newcomer types first and what a contributor types always.
 const EXPECTED: &[&str] = &["cargo dev up", "tests/run"];
 
@@ -107,7 +110,7 @@ fn check(tree: &Tree, words: &[&str]) -> Option<String> {
 fn check_program(tree: &Tree, name: &str, rest: &[&str]) -> Option<String> {
     let (_, folder, count) = PROGRAMS.iter().find(|(program, ..)| *program == name)?;
     let mut known = BTreeSet::new();
-    for (_, text) in tree.rust().filter(|(path, _)| path.starts_with(folder)) {
+    for (_, text) in tree.rust().filter(|(path, _)| path.starts_with(folder) || path.starts_with(VERBS)) {
         known.extend(tokens(&split(text).code).iter().map(|token| plain(token.text)));
         known.extend(text.split('"').skip(1).step_by(2).map(plain));
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use mdm_api::frame::FrameKind;
-use mdm_api::ids::*;
+use mdm_api::ids::{KeyId, ProcessIncarnation, ProtectionDomainId, SdcId, SdsId, SystemId, VolumeId};
 use mdm_api::model::DomainKey;
 use mdm_api::ticket::{Ticket, client_proof, server_proof};
 use sds_api::client::{ClientAnswer, ClientError, ClientOperation, ClientReply, ClientRequest};

@@ -8,9 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use mdm_api::config::PgConfig;
 use mdm_api::epoch::{AttachGeneration, Epoch, Nanos, Revision, SnapSeq, Term};
-use mdm_api::ids::*;
+use mdm_api::ids::{
+    DeviceId, DeviceIncarnation, PgId, ProcessIncarnation, ProtectionDomainId, SdcId, SdsId, StoragePoolId, VolumeId,
+    VtreeId,
+};
 use mdm_api::map::{ClusterMap, MapDelta, MapObject};
-use mdm_api::model::*;
+use mdm_api::model::{AccessMode, Device, DeviceState, Limits, Mapping, StoragePool, Volume};
 use sds_api::client::{ClientAnswer, ClientError, ClientOperation, ClientReply, ClientRequest};
 use sds_api::client_codec::piece_checksums;
 use sds_api::open::OpenRefusal;
