@@ -12,6 +12,8 @@ use crate::run::Outcome;
 #[derive(Debug, Default)]
 pub struct Report {
     seeds: u64,
+    unsafe_seeds: u64,
+    stuck_seeds: u64,
     events: u64,
     simulated_s: u64,
     answered: u64,
@@ -36,6 +38,11 @@ impl Report {
     /// Takes a seed in.
     pub fn add(&mut self, outcome: &Outcome) {
         self.seeds += 1;
+        if let Some(failure) = &outcome.failure {
+            let is_stuck = failure.contains("liveness: ");
+            self.stuck_seeds += u64::from(is_stuck);
+            self.unsafe_seeds += u64::from(!is_stuck);
+        }
         self.events += outcome.events;
         self.simulated_s += outcome.simulated / SECOND;
         self.answered += outcome.answered;
@@ -88,12 +95,18 @@ impl Report {
         println!("{} configurations looked at, {} frames delivered", self.configs, self.frames);
         let seconds = took.as_secs_f64().max(0.001);
         let rate = (self.seeds as f64 / seconds * 3600.0) as u64;
+        // No failure in n seeds bounds the chance of one at 3/n (95 %).
+        let bound = match self.unsafe_seeds + self.stuck_seeds {
+            0 => format!("bound 3/{}", self.seeds),
+            _ => "no bound".to_owned(),
+        };
         println!(
-            "{} seeds, {} simulated hours, {} black-outs, acknowledged lost 0, stale 0, bound 3/{}, {} events/s, {rate} seeds/h",
+            "{} seeds, {} simulated hours, {} black-outs, {} seeds with a broken promise, {} stuck, {bound}, {} events/s, {rate} seeds/h",
             self.seeds,
             self.simulated_s / 3600,
             self.faults.get(&Fault::PowerAll).copied().unwrap_or(0),
-            self.seeds,
+            self.unsafe_seeds,
+            self.stuck_seeds,
             (self.events as f64 / seconds) as u64,
         );
     }
