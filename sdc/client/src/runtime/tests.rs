@@ -14,7 +14,7 @@ use mdm_api::ids::{
     VtreeId,
 };
 use mdm_api::map::{ClusterMap, MapDelta, MapObject};
-use mdm_api::model::{AccessMode, Device, DeviceState, Limits, Mapping, Sds, StoragePool, Volume as VolumeRecord};
+use mdm_api::model::{AccessMode, Device, DeviceState, Limits, Mapping, Sds, StoragePool};
 use mdm_api::ticket::Ticket;
 use tokio::sync::watch;
 
