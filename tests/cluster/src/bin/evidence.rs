@@ -35,6 +35,9 @@ fn main() -> ExitCode {
 }
 
 fn evidence(name: &str) -> anyhow::Result<()> {
+    // What was run is what is there now: the tree may move on meanwhile.
+    let source = source()?;
+    programs::folder()?;
     let started = Instant::now();
     let mut verdict = Ok(());
     let (title, text) = match name {
@@ -54,26 +57,36 @@ fn evidence(name: &str) -> anyhow::Result<()> {
         other => bail!("there is no run '{other}': choose a2, a3, a4, a5 or a7"),
     };
     let path = programs::root().join("docs").join("evidence").join(format!("{name}.md"));
-    let text = format!("# {title}\n\n{}{text}", preface(name, started.elapsed())?);
+    let text = format!("# {title}\n\n{}{text}", preface(name, &source, started.elapsed())?);
     std::fs::write(&path, &text).with_context(|| format!("cannot write {}", path.display()))?;
     print!("{text}");
     verdict
 }
 
-/// What was run, of which commit, on what kind of machine.
-fn preface(name: &str, span: Duration) -> anyhow::Result<String> {
+/// The commit, and whether the programs are of it.
+fn source() -> anyhow::Result<String> {
     let root = programs::root();
     let git = |arguments: &[&str]| shell::run(std::process::Command::new("git").current_dir(&root).args(arguments));
-    let commit = git(&["rev-parse", "HEAD"])?;
-    let dirty = !git(&["status", "--porcelain", "--untracked-files=no"])?.trim().is_empty();
+    let mut text = format!("`{}`", git(&["rev-parse", "HEAD"])?.trim());
+    if !git(&["status", "--porcelain", "--untracked-files=no"])?.trim().is_empty() {
+        text.push_str(", with changes on top");
+    }
+    if std::env::var_os("ASHLAR_PROGRAMS").is_some() {
+        text.push_str("; the programs were built earlier");
+    }
+    Ok(text)
+}
+
+/// What was run, of which commit, on what kind of machine.
+fn preface(name: &str, source: &str, span: Duration) -> anyhow::Result<String> {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("cannot read the kernel's release")?;
+    let kernel: Vec<&str> = kernel.trim().split(['.', '-']).take(2).collect();
     let cores = std::thread::available_parallelism().context("cannot count the cores")?;
     Ok(format!(
-        "| | |\n|---|---|\n| commit | `{}`{} |\n| command | `cargo run --release -p cluster --bin evidence -- {name}` |\n\
-         | machine | {cores} virtual cores, kernel {}; all daemons and devices on one disk |\n| duration | {} |\n\n",
-        commit.trim(),
-        if dirty { ", with changes on top" } else { "" },
-        kernel.trim(),
+        "| | |\n|---|---|\n| commit | {source} |\n\
+         | command | `cargo run --release -p cluster --bin evidence -- {name}` |\n\
+         | machine | {cores} virtual cores, Linux {}; all daemons and devices on one disk |\n| duration | {} |\n\n",
+        kernel.join("."),
         show(span)
     ))
 }
