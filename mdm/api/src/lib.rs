@@ -16,6 +16,7 @@ pub mod ids;
 pub mod limits;
 pub mod map;
 pub mod model;
+pub mod mutants;
 pub mod placement;
 pub mod ticket;
 pub mod timing;

@@ -18,6 +18,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use mdm_api::ids::{MdmId, SystemId};
+use mdm_api::mutants::{self, Mutant};
 
 use crate::codec::{DecodeError, Put, Reader, seal, unseal};
 use crate::limits::{MAX_MEMBERS, MAX_MESSAGE_BYTES};
@@ -229,6 +230,9 @@ impl SeenPeers {
         let Some(member) = members.get(envelope.from) else {
             return Verdict::Unknown;
         };
+        if mutants::is_on(Mutant::WipedVoter) {
+            return Verdict::Member { new_start: false };
+        }
         if member.store != envelope.store {
             return Verdict::Refuse(Refusal::OtherStore);
         }

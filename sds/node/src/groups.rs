@@ -110,6 +110,9 @@ impl Shard {
             }
             return;
         };
+        if self.stepped.last() != Some(&(pg, device)) {
+            self.stepped.push((pg, device));
+        }
         let mut actions = std::mem::take(&mut self.replica_actions);
         group.replica.step(self.now, event, context, &mut actions);
         self.groups.set_deadline(pg, device, context);
@@ -163,8 +166,12 @@ impl Shard {
 
     fn ask_store(&mut self, pg: PgId, device: DeviceId, token: Token, request: StoreRequest) {
         let Some(Stage::Open(open)) = self.devices.get_mut(&device).map(|slot| &mut slot.stage) else { return };
+        let takes_space = matches!(request, StoreRequest::Append { .. } | StoreRequest::Install { .. });
         open.store.submit(self.now, pg, token, request, &mut self.outcomes);
         self.queue_outcomes(device);
+        if takes_space {
+            self.share_out(device);
+        }
     }
 
     /// Something came out of a store.

@@ -214,6 +214,40 @@ impl Shard {
         self.groups.iter().map(|(pg, device, group)| (pg, device, group.replica.status()))
     }
 
+    /// Replicas that had an event in the last step; one may be named more than once.
+    pub fn stepped(&self) -> &[(PgId, DeviceId)] {
+        &self.stepped
+    }
+
+    /// One replica.
+    pub fn replica(&self, pg: PgId, device: DeviceId) -> Option<&sds_replica::Replica> {
+        self.groups.get(pg, device).map(|group| &group.replica)
+    }
+
+    /// What is under way on each open device, in words, for a person who asks why nothing moves.
+    pub fn describe_stores(&self) -> Vec<String> {
+        let open = self.devices.iter().filter_map(|(device, slot)| Some((device, slot.open()?)));
+        open.map(|(device, open)| format!("{device}: {}", open.store.describe())).collect()
+    }
+
+    /// Replicas that serve as primaries.
+    pub fn leaders(&self) -> impl Iterator<Item = (PgId, DeviceId, &sds_replica::Replica)> {
+        let all = self.groups.iter().map(|(pg, device, group)| (pg, device, &group.replica));
+        all.filter(|(.., replica)| replica.role() == Role::Primary)
+    }
+
+    /// The replicas of one group.
+    pub fn replicas_of(&self, pg: PgId) -> impl Iterator<Item = (DeviceId, &sds_replica::Replica)> {
+        let devices = self.groups.of_pg(pg);
+        devices.into_iter().filter_map(move |device| Some((device, self.replica(pg, device)?)))
+    }
+
+    /// True if the replica would answer a read that had its bytes in hand at this moment (I13).
+    pub fn may_answer_reads(&self, now: Nanos, pg: PgId, device: DeviceId) -> bool {
+        let (Some(replica), Some(context)) = (self.replica(pg, device), &self.context) else { return false };
+        replica.may_answer_reads(now, context)
+    }
+
     fn device_reports(&self) -> Vec<DeviceReport> {
         let report = |device: DeviceId, space: Space| DeviceReport {
             device,

@@ -9,6 +9,7 @@ use mdm_api::epoch::{Nanos, Revision};
 use mdm_api::ids::{DeviceId, KeyId, PgId, ProcessIncarnation, SdsId};
 use mdm_api::map::ClusterMap;
 use mdm_api::model::DomainKey;
+use sds_api::peer::CreditGrant;
 use sds_replica::{Context, Credits, Leases, ResyncBudget, RetainedBudget};
 
 use crate::action::Action;
@@ -62,10 +63,16 @@ pub struct Shard {
     pub(crate) touched: BTreeSet<DeviceId>,
     pub(crate) replica_actions: Vec<sds_replica::Action>,
     pub(crate) outcomes: Vec<Outcome>,
+    /// Replicas that had an event in the last step.
+    pub(crate) stepped: Vec<(PgId, DeviceId)>,
     pub(crate) last_complaint: Option<String>,
     pub(crate) next_store_tick: Nanos,
     pub(crate) next_upkeep: Nanos,
     pub(crate) resync_slots: u32,
+    /// Which primaries write to each device here.
+    pub(crate) sharing: BTreeMap<DeviceId, BTreeSet<DeviceId>>,
+    /// The share that each of them was last given.
+    pub(crate) shared: BTreeMap<DeviceId, CreditGrant>,
     pub(crate) stopped: bool,
 }
 
@@ -90,10 +97,13 @@ impl Shard {
             touched: BTreeSet::new(),
             replica_actions: Vec::new(),
             outcomes: Vec::new(),
+            stepped: Vec::new(),
             last_complaint: None,
             next_store_tick: Nanos(0),
             next_upkeep: Nanos(0),
             resync_slots: 0,
+            sharing: BTreeMap::new(),
+            shared: BTreeMap::new(),
             stopped: false,
         }
     }
@@ -101,6 +111,7 @@ impl Shard {
     /// Something happened at `now`. What is to be done is appended to `out`.
     pub fn step(&mut self, now: Nanos, event: Event, out: &mut Vec<Action>) {
         self.now = self.now.max(now);
+        self.stepped.clear();
         if self.stopped {
             return;
         }

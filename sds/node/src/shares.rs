@@ -3,7 +3,9 @@
 //! A device lets each primary that writes to it have so much under way. A primary hears of a new share only with an
 //! acknowledgement, so an idle one may hold an old share for long. Therefore no share is ever larger than a fixed part of
 //! the device, and as much as all of them together is kept free: while old shares may still be used, that reserve covers
-//! them; once free space is down to the reserve, new shares are empty.
+//! them; once free space is down to the reserve, new shares are empty. A share is a bound on what is under way, not an
+//! amount to be used up: what an acknowledgement sets free may be used again at once, so each must carry a share that
+//! knows of what it acknowledges.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,13 +27,23 @@ impl Shard {
                 primaries.entry(device).or_default().insert(primary);
             }
         }
-        let Some(context) = self.context.as_mut() else { return };
-        for (device, primaries) in primaries {
-            let Some(open) = self.devices.get(&device).and_then(|slot| slot.open()) else { continue };
-            let share = share(&open.store.space(), primaries.len() as u64);
-            for primary in primaries {
-                context.credits.set_share(device, primary, share);
-            }
+        self.sharing = primaries;
+        self.shared.clear();
+        let devices: Vec<DeviceId> = self.sharing.keys().copied().collect();
+        devices.into_iter().for_each(|device| self.share_out(device));
+    }
+
+    /// Something was handed to the store of a device: what it has left is shared out anew before anything of it is
+    /// acknowledged, so that no primary goes on with space that is taken by now (I24).
+    pub(crate) fn share_out(&mut self, device: DeviceId) {
+        let (Some(primaries), Some(context)) = (self.sharing.get(&device), self.context.as_mut()) else { return };
+        let Some(open) = self.devices.get(&device).and_then(|slot| slot.open()) else { return };
+        let share = share(&open.store.space(), primaries.len() as u64);
+        if self.shared.insert(device, share) == Some(share) {
+            return; // as long as there is plenty
+        }
+        for primary in primaries {
+            context.credits.set_share(device, *primary, share);
         }
     }
 
@@ -64,7 +76,7 @@ fn share(space: &Space, primaries: u64) -> CreditGrant {
 /// what is kept free for parts that were given out before.
 fn part(total: u64, free: u64, count: u64, least: u64) -> u64 {
     let most = (total / 16 / count).max(least);
-    let reserve = (most * count).min(total / 4);
+    let reserve = (most * count).min(total / 2);
     (free.saturating_sub(reserve) / count).min(most)
 }
 
@@ -77,7 +89,7 @@ mod tests {
         for total in [4096_u64, 65_536, 1 << 20] {
             for count in [1, 3, 12] {
                 let full = part(total, total, count, 32);
-                let reserve = (full * count).min(total / 4);
+                let reserve = (full * count).min(total / 2);
                 // Down to the reserve nothing new is given out; what was given out before is at most the reserve.
                 assert_eq!(part(total, reserve, count, 32), 0);
                 assert!(full * count <= reserve || full == 32, "{total} {count}");
@@ -98,6 +110,24 @@ mod tests {
         };
         let share = share(&space, 10);
         assert!(share.aus >= 17 && share.journal_bytes > (1 << 20) + 8192, "{share:?}");
+    }
+
+    // Found by simulation: a full device had accepted a write that it could not store.
+    #[test]
+    fn whoever_has_only_current_shares_is_never_refused() {
+        for (total, count) in [(1141, 1), (1141, 3), (65_536, 12)] {
+            let mut free = total;
+            // Everybody writes as much as is allowed, is acknowledged, and goes on, until nobody may any more.
+            let mut shares = vec![part(total, free, count, 32); count as usize];
+            while shares.iter().any(|share| *share > 0) {
+                for share in &mut shares {
+                    assert!(*share <= free, "{total} {count}: {share} of {free}");
+                    free -= *share;
+                    *share = part(total, free, count, 32);
+                }
+            }
+            assert!(free <= total / 2, "most of it can be used");
+        }
     }
 
     // Found by simulation: what was kept free was counted in units, of which a device has many more than records.

@@ -118,6 +118,16 @@ impl OpenStore {
         self.store.space()
     }
 
+    /// What is under way, in words.
+    pub(crate) fn describe(&self) -> String {
+        let held = |(pg, queue): (&PgId, &VecDeque<(ReplicaToken, StoreRequest)>)| {
+            let names = queue.iter().map(|(_, request)| name(request));
+            format!("{pg}: {}", names.collect::<Vec<_>>().join(" "))
+        };
+        let held: Vec<String> = self.held.iter().map(held).collect();
+        format!("{}; held: [{}]", self.store.describe(), held.join("; "))
+    }
+
     pub(crate) fn counters(&self) -> sds_store::request::Counters {
         self.store.counters()
     }
@@ -200,6 +210,11 @@ impl OpenStore {
     pub(crate) fn checkpoint(&mut self, now: Nanos, out: &mut Vec<Outcome>) {
         self.draining = true;
         self.ask(now, Asked::Drain, Request::Checkpoint, out);
+    }
+
+    fn holds_state(&self, pg: PgId) -> bool {
+        let is_state = |(_, request): &(ReplicaToken, StoreRequest)| matches!(request, StoreRequest::SaveState { .. });
+        self.held.get(&pg).is_some_and(|held| held.iter().any(is_state))
     }
 
     /// A state that speaks for nothing of what is held may go before it; and must, since the room that is waited for is
@@ -314,6 +329,8 @@ impl OpenStore {
         for output in outputs.drain(..) {
             match output {
                 Output::Disk(request) => out.push(Outcome::Disk(request)),
+                // One that waits for room is answer enough.
+                Output::WantState { pg } if self.holds_state(pg) => {}
                 Output::WantState { pg } => out.push(Outcome::WantState(pg)),
                 Output::Failed { cause } => self.fail(cause.to_string(), out),
                 Output::Done { token, result } => {
@@ -436,6 +453,22 @@ impl Asked {
             | Self::Repair { pg, token } => Some((*pg, *token)),
             Self::Entry { .. } | Self::Forget | Self::Settle | Self::Drain => None,
         }
+    }
+}
+
+fn name(request: &StoreRequest) -> String {
+    match request {
+        StoreRequest::Append { entries } => {
+            let seq = |entry: Option<&Entry>| entry.map_or(Seq(0), |entry| entry.version.seq);
+            format!("append {}..{}", seq(entries.first()), seq(entries.last()))
+        }
+        StoreRequest::Promise { .. } => "promise".to_owned(),
+        StoreRequest::SaveState { through, .. } => format!("state {through}"),
+        StoreRequest::Void { after, .. } => format!("void {after}"),
+        StoreRequest::Install { .. } => "install".to_owned(),
+        StoreRequest::RemoveLayers { .. } => "remove".to_owned(),
+        StoreRequest::ForgetPg { .. } => "forget".to_owned(),
+        _ => "read".to_owned(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use mdm_api::epoch::{Nanos, Seq, Term};
 use mdm_api::ids::{DeviceId, ProcessIncarnation};
+use mdm_api::mutants::{self, Mutant};
 use sds_api::entry::EntryBody;
 use sds_api::peer::{PeerBody, Tail};
 
@@ -19,7 +20,12 @@ impl Replica {
         self.follower.unfollow();
         self.leader = Some(Leader::new(term, self.log.last().seq));
         self.inherit_in_flight();
-        self.promise(cx, term);
+        if mutants::is_on(Mutant::ForgetRequestsAtFailOver) {
+            self.sessions = crate::dedup::Sessions::default();
+        }
+        if term > self.promised || !mutants::is_on(Mutant::KeepTermOverRestart) {
+            self.promise(cx, term);
+        }
         self.members_changed(cx);
     }
 
@@ -50,6 +56,9 @@ impl Replica {
             let epoch = self.epoch();
             let seq = self.order(cx, None, EntryBody::EpochStart { epoch });
             self.lead().epoch_start = Some(seq);
+            if mutants::is_on(Mutant::ServeBeforeEpochStart) {
+                self.become_role(Role::Primary);
+            }
         }
     }
 
@@ -60,6 +69,9 @@ impl Replica {
 
     /// From when on this replica may lead.
     pub(crate) fn lead_from(&self, context: &Context) -> Nanos {
+        if mutants::is_on(Mutant::SkipLeaseWait) {
+            return Nanos(0);
+        }
         let certified = self.config.as_ref().is_some_and(|config| config.previous_certified_dead);
         context.leases.may_lead_from(self.me.pg, |server, incarnation| {
             // Certified, and the map knows a newer process of that server: the one that held the grant is gone.
@@ -151,7 +163,9 @@ impl Replica {
     fn reset_learner(&mut self, cx: &mut Cx<'_>, device: DeviceId, stream: u64) {
         let now = self.now;
         let through = self.log.version_at(self.log.committed());
-        let state = state::encode(&self.log, &self.sessions, false);
+        let nothing = crate::dedup::Sessions::default();
+        let sessions = if mutants::is_on(Mutant::ForgetRequestsInResync) { &nothing } else { &self.sessions };
+        let state = state::encode(&self.log, sessions, false);
 
         let term = self.lead().term;
         let Some(member) = self.lead().members.get_mut(&device) else { return };

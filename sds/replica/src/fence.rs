@@ -2,6 +2,7 @@
 
 use mdm_api::epoch::{AttachGeneration, Seq};
 use mdm_api::ids::{SdcId, VolumeId};
+use mdm_api::mutants::{self, Mutant};
 use sds_api::client::ClientError;
 use sds_api::peer::PeerBody;
 
@@ -60,7 +61,7 @@ impl Replica {
         let committed = self.log.committed();
         let leader = self.lead();
         let term = leader.term;
-        let done = |fence: &PendingFence| fence.through <= committed;
+        let done = |fence: &PendingFence| fence.through <= committed || mutants::is_on(Mutant::FenceTooEarly);
         cx.out.extend(
             leader
                 .fences

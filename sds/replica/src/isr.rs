@@ -8,7 +8,9 @@
 use mdm_api::config::{PgChange, PgChangeKind};
 use mdm_api::epoch::{Epoch, Nanos, Seq};
 use mdm_api::ids::DeviceId;
+use mdm_api::mutants::{self, Mutant};
 
+use crate::Context;
 use crate::action::Action;
 use crate::leader::{Member, Moving, Proposed, Stage};
 use crate::limits::{PROPOSE_AGAIN_MS, REJOIN_DOUBLINGS_MAX, REJOIN_QUARANTINE_MS};
@@ -19,6 +21,12 @@ impl Replica {
     /// True if nothing commits without this member.
     pub(crate) fn is_required(&self, device: DeviceId) -> bool {
         let in_sync = self.config.as_ref().is_some_and(|config| config.isr.contains(&device));
+        let proposed = self.leader.as_ref().and_then(|leader| leader.proposed).map(|proposed| proposed.kind);
+        if mutants::is_on(Mutant::ShrinkBeforeCommit) && proposed == Some(PgChangeKind::RemoveIsr(device))
+            || mutants::is_on(Mutant::GrowWithoutRequiring) && !in_sync
+        {
+            return false;
+        }
         in_sync || self.leader.as_ref().and_then(|leader| leader.adding).is_some_and(|(adding, _)| adding == device)
     }
 
@@ -65,18 +73,22 @@ impl Replica {
     /// True if every required member's server covers this group at this moment (I13). Alone in the ISR, nobody else can
     /// be appointed, and no lease is needed.
     pub(crate) fn holds_lease(&self, cx: &Cx<'_>) -> bool {
+        self.is_covered_by_all(self.now, cx.context)
+    }
+
+    pub(crate) fn is_covered_by_all(&self, now: Nanos, context: &Context) -> bool {
         let Some(leader) = &self.leader else { return false };
         leader.moving != Moving::Released
             && leader
                 .members
                 .iter()
-                .all(|(device, member)| !self.is_required(*device) || self.is_covered(cx, *device, member))
+                .all(|(device, member)| !self.is_required(*device) || self.is_covered(now, context, *device, member))
     }
 
-    fn is_covered(&self, cx: &Cx<'_>, device: DeviceId, member: &Member) -> bool {
+    fn is_covered(&self, now: Nanos, context: &Context, device: DeviceId, member: &Member) -> bool {
         let Some(term) = self.leader.as_ref().map(|leader| leader.term) else { return false };
         let (Some(home), Some(incarnation)) = (self.homes.get(&device), member.enrolled) else { return false };
-        cx.context.leases.covers(self.now, home.server, incarnation, self.me.pg, term)
+        context.leases.covers(now, home.server, incarnation, self.me.pg, term)
     }
 
     /// Proposes what has become due: to drop a member that does not do its part, or to take in a learner that does.
@@ -129,7 +141,7 @@ impl Replica {
             return true;
         }
         // It acknowledges but grants no leases: reads stand still.
-        let covered = self.role != Role::Primary || self.is_covered(cx, device, member);
+        let covered = self.role != Role::Primary || self.is_covered(self.now, cx.context, device, member);
         let since = match (self.homes.get(&device), member.enrolled) {
             (Some(home), Some(incarnation)) => {
                 cx.context.leases.held_until(home.server, incarnation).max(member.enrolled_at)
@@ -151,11 +163,11 @@ impl Replica {
             !self.is_required(**device)
                 && rested
                 && member.stage == Stage::Streaming
-                && member.resync.is_none()
+                && (member.resync.is_none() || mutants::is_on(Mutant::LearnerTooEarly))
                 && member.operations_done == member.operations_sent
                 && member.acked >= committed
                 && member.sent == last
-                && self.is_covered(cx, **device, member)
+                && self.is_covered(self.now, cx.context, **device, member)
         });
         found.map(|(device, _)| *device)
     }

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 
 use mdm_api::epoch::{Nanos, Term};
 use mdm_api::ids::{PgId, ProcessIncarnation, SdsId};
+use mdm_api::mutants::{self, Mutant};
 use mdm_api::timing::Timing;
 use sds_api::peer::{LEASE_GROUPS_MAX, LeaseMessage};
 
@@ -110,6 +111,7 @@ impl Leases {
             return self.grant_message(holder, sent_at, 0, exclude);
         }
         granted.until = granted.until.max(now.plus_ms(lease_ms));
+        let exclude = if mutants::is_on(Mutant::DropExclusionList) { Vec::new() } else { exclude };
         self.grant_message(holder, sent_at, lease_ms, exclude)
     }
 

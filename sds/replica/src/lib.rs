@@ -27,6 +27,7 @@ mod deadline;
 mod dedup;
 mod event;
 mod fence;
+mod inspect;
 mod isr;
 mod leader;
 mod lease;

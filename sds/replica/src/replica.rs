@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use mdm_api::config::PgConfig;
 use mdm_api::epoch::{Epoch, Nanos, Seq, Term};
 use mdm_api::ids::{DeviceId, ProcessIncarnation};
+use mdm_api::mutants::{self, Mutant};
 use sds_api::client::ClientError;
 use sds_api::entry::EntryBody;
 use sds_api::peer::{PeerBody, PeerMessage};
@@ -101,6 +102,8 @@ pub struct Replica {
     pub(crate) sessions: Sessions,
     pub(crate) complete: bool,
     pub(crate) suspect: bool,
+    /// The store knows entries through here as committed, whether or not they could be read back.
+    pub(crate) stored_committed: Seq,
     pub(crate) forgetting: bool,
     pub(crate) tokens: BTreeMap<Token, Purpose>,
     next_token: u64,
@@ -126,6 +129,7 @@ impl Replica {
             sessions: Sessions::default(),
             complete: true,
             suspect: false,
+            stored_committed: Seq(0),
             forgetting: false,
             tokens: BTreeMap::new(),
             next_token: 0,
@@ -169,6 +173,7 @@ impl Replica {
             }
             self.log.push(entry, &mut context.retained);
         }
+        self.stored_committed = recovered.committed;
         // What the store knows as committed stays so: it may be in its content already, and can never be voided.
         self.log.commit(recovered.committed.min(self.log.last().seq));
         // All of it came from the journal.
@@ -236,6 +241,11 @@ impl Replica {
         config.primary == Some(self.me.device) && config.primary_incarnation == self.me.incarnation
     }
 
+    /// I2: each process of a primary has a term of its own.
+    fn is_new_term(&self, term: Term) -> bool {
+        term > self.promised || mutants::is_on(Mutant::KeepTermOverRestart) && term == self.promised
+    }
+
     pub(crate) fn epoch(&self) -> Epoch {
         self.config.as_ref().map_or(Epoch(0), |config| config.epoch)
     }
@@ -267,7 +277,7 @@ impl Replica {
             self.members_changed(cx);
         } else if !config.names(self.me.device) {
             self.forget(cx);
-        } else if self.is_appointed(&config) && config.term > self.promised && self.complete && !self.suspect {
+        } else if self.is_appointed(&config) && self.is_new_term(config.term) && self.complete && !self.suspect {
             // I12: a suspect replica does not lead, whoever says so.
             if self.role == Role::Learner {
                 self.become_role(Role::Secondary); // The configuration that took it in was skipped.
@@ -379,7 +389,9 @@ impl Replica {
 
     /// Saves the state as of the last committed entry.
     pub(crate) fn save_state(&mut self, cx: &mut Cx<'_>) {
-        if self.forgetting {
+        // A suspect replica may know less than its store: its state would cover nothing, be asked for again and again, and
+        // fill the journal in the end. The primary's state comes with the stream, and covers all.
+        if self.forgetting || self.suspect {
             return;
         }
         let request = self.state_request();

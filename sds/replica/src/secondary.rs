@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 
 use mdm_api::epoch::{Epoch, Seq, Term, Version};
 use mdm_api::ids::{DeviceId, ProcessIncarnation};
+use mdm_api::mutants::{self, Mutant};
 use sds_api::block::{BlockRange, LayerKey};
 use sds_api::checksum::first_mismatch;
 use sds_api::entry::{Entry, EntryBody};
@@ -158,6 +159,9 @@ impl Replica {
 
     /// True if the map says that this is the primary, in this process, under this term, and nothing newer is promised.
     fn is_led_by(&self, from: DeviceId, incarnation: ProcessIncarnation, term: Term) -> bool {
+        if mutants::is_on(Mutant::ForgetPromise) {
+            return self.leader.is_none() && self.config.as_ref().is_some_and(|config| config.names(self.me.device));
+        }
         self.leader.is_none()
             && term >= self.promised
             && self.config.as_ref().is_some_and(|config| {
@@ -248,13 +252,14 @@ impl Replica {
             return;
         };
         let pg = self.me.pg;
-        let committed = self.log.committed();
+        let committed = self.log.committed().max(self.stored_committed);
         if through.seq < committed {
             // Only after an operator's override of the order: nothing here can be told from what is valid.
             self.store(cx, Purpose::Nothing, StoreRequest::ForgetPg { pg });
             self.store(cx, Purpose::Nothing, StoreRequest::Promise { pg, term: self.promised });
-        } else if self.log.last().seq > committed {
-            // Entries behind unfinished copies would give layers versions that their content does not have (I23).
+        } else if self.log.last().seq > committed || self.suspect {
+            // Entries behind unfinished copies would give layers versions that their content does not have (I23). Of a
+            // suspect store nobody knows how far its entries go: those that could not be read are not in this log.
             self.store(cx, Purpose::Nothing, StoreRequest::Void { pg, after: committed });
         }
         self.log.restart(through, saved.history, &mut cx.context.retained);
@@ -455,7 +460,8 @@ impl Replica {
     /// After every event: commit what may be committed, go on with copies, answer and acknowledge.
     pub(crate) fn settle_follower(&mut self, cx: &mut Cx<'_>) {
         if let Some(stream) = &self.follower.stream {
-            let heard = stream.commit_heard;
+            let heard =
+                if mutants::is_on(Mutant::ApplyBeforeCommit) { self.log.durable() } else { stream.commit_heard };
             let through = heard.min(self.log.durable()).min(self.follower.commit_limit());
             if through > self.log.committed() {
                 self.commit_to(cx, through); // I10
@@ -470,7 +476,9 @@ impl Replica {
     fn acknowledge(&mut self, cx: &mut Cx<'_>) {
         let primary = self.config.as_ref().and_then(|config| config.primary);
         let (Some(stream), Some(primary)) = (&mut self.follower.stream, primary) else { return };
-        let news = (self.log.durable(), stream.operations);
+        let through =
+            if mutants::is_on(Mutant::AcknowledgeBeforeDurable) { self.log.last().seq } else { self.log.durable() };
+        let news = (through, stream.operations);
         if stream.told == Some(news) {
             return;
         }

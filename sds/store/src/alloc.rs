@@ -3,6 +3,8 @@
 //! Always true: a unit is free, used by one chunk layer (I19), or quarantined: freed by a journal record that a replay could
 //! still meet. A quarantined unit is not given out before a checkpoint has moved the tail past that record.
 
+use mdm_api::mutants::{self, Mutant};
+
 /// The units of a device.
 pub struct Allocator {
     taken: Vec<u64>,
@@ -63,6 +65,9 @@ impl Allocator {
     /// A unit lost its owner through the journal record at `lsn` (I19).
     pub fn quarantine(&mut self, au: u32, lsn: u64) {
         debug_assert!(self.is_taken(au), "only what was given out is freed");
+        if mutants::is_on(Mutant::ReuseFreedUnit) {
+            return self.give_back(au);
+        }
         self.quarantine.push((lsn, au));
     }
 

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use mdm_api::ids::{DeviceId, DeviceIncarnation, SystemId};
+use mdm_api::mutants::{self, Mutant};
 
 use crate::error::OpenError;
 use crate::io::{DiskDone, DiskError, DiskOp, DiskRequest, IoClass, OpId};
@@ -398,8 +399,13 @@ impl Opener {
         let last = (offset + length - geometry.page_offset).div_ceil(2 * PAGE);
         for (page, reference) in self.pages.range(first..last) {
             let place = geometry.page_home(*page, reference.home);
-            let bytes = block_at(offset, parts, place, PAGE).unwrap_or_default();
-            let current = is_current(&bytes, Kind::Page, store.super_block.salt, *page, reference);
+            let mut bytes = block_at(offset, parts, place, PAGE).unwrap_or_default();
+            let mut current = is_current(&bytes, Kind::Page, store.super_block.salt, *page, reference);
+            if !current && mutants::is_on(Mutant::StaleMetadataHome) {
+                let older = geometry.page_home(*page, 1 - reference.home);
+                bytes = block_at(offset, parts, older, PAGE).unwrap_or_default();
+                current = decode_page(&bytes).is_some();
+            }
             let Some(records) = current.then(|| decode_page(&bytes)).flatten() else {
                 self.lost_pages += 1;
                 store.meta.touch_page(*page as u32);

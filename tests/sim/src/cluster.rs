@@ -103,7 +103,7 @@ pub fn build(world: &mut World) -> Result<(), String> {
         // Some volumes are shared.
         let clients: Vec<SdcId> = world.core.directory.sdc_ids.keys().copied().collect();
         let first = place % clients.len();
-        let shared = clients.len() > 1 && world.core.rng.one_in(2);
+        let shared = clients.len() > 1 && world.core.rng.one_in(plan.shares);
         for client in 0..if shared { 2 } else { 1 } {
             let sdc = clients[(first + client) % clients.len()];
             map(world, id, place as u8, sdc)?;
@@ -155,6 +155,41 @@ fn members(world: &mut World) -> Result<(), String> {
         world.run_until(60 * SECOND, votes).then_some(()).ok_or(format!("member {place} does not vote"))?;
     }
     Ok(())
+}
+
+impl World {
+    /// A member whose log was wiped is taken out and added again under a new id, as people do.
+    pub fn replace_wiped_member(&mut self) -> Result<(), String> {
+        let wiped = |world: &Self, node: NodeId| matches!(&world.hosts[node], Host::Mdm(host) if host.is_wiped);
+        let nodes = self.core.directory.mdm_nodes.clone();
+        let Some((place, node)) = nodes.into_iter().enumerate().find(|(_, node)| wiped(self, *node)) else {
+            return Ok(());
+        };
+        let old = self.core.directory.mdm_ids.iter().find(|(_, other)| **other == node).map(|(id, _)| *id);
+        let Some(old) = old else { return Ok(()) };
+        command(self, AdminCommand::RemoveMdm { mdm: ObjectRef(old.to_string()) })?;
+        self.crash(node, false);
+        let store = 200 + place as u64;
+        let add = AdminCommand::AddMdm {
+            name: format!("new{place}"),
+            role: mdm_api::model::MdmRole::Manager,
+            address: format!("h{node}:6611"),
+            peer_address: format!("h{node}:9011"),
+            store_id: store,
+        };
+        let id = MdmId(object(command(self, add)?)?);
+        self.core.directory.mdm_ids.remove(&old);
+        self.core.directory.mdm_ids.insert(id, node);
+        if let Host::Mdm(host) = &mut self.hosts[node] {
+            host.wipe(StoreId(store));
+            (host.id, host.is_wiped) = (Some(id), false);
+        }
+        self.start(node);
+        let votes =
+            |world: &Self| world.state().is_some_and(|state| state.mdms().get(&id).is_some_and(|mdm| mdm.voter));
+        let is_done = self.run_until(60 * SECOND, votes) || self.core.watch.failure.is_some();
+        is_done.then_some(()).ok_or_else(|| "liveness: the new member does not vote".to_owned())
+    }
 }
 
 fn servers(world: &mut World) -> Result<(), String> {

@@ -77,6 +77,8 @@ pub struct Host {
     pub clock: Clock,
     /// Counts the processes.
     pub life: u32,
+    /// When its last process ended.
+    pub ended_at: Time,
     /// When it is to be woken.
     armed: Time,
     /// What waits for the end of its pause.
@@ -124,7 +126,7 @@ impl Core {
                 let spread = plan.clock_spread_ppm;
                 let rate = if spread == 0 { RATE_TRUE } else { RATE_TRUE - spread + rng.below(2 * spread + 1) };
                 let clock = Clock::new(rng.below(1 << 40), rate);
-                Host { clock, life: 0, armed: Time::MAX, held: Vec::new() }
+                Host { clock, life: 0, ended_at: 0, armed: Time::MAX, held: Vec::new() }
             })
             .collect();
         Self {

@@ -27,6 +27,8 @@ pub struct Condition {
     pub read_errors_ppm: u64,
     /// Every write and flush fails from now on.
     pub fails_writes: bool,
+    /// The next flush fails, and takes with it what it was to make durable; all goes on as if nothing had been.
+    pub fails_flush: bool,
     /// No operation ends any more.
     pub hangs: bool,
     /// The next write goes elsewhere.
@@ -69,6 +71,10 @@ impl Damage {
         self.torn += other.torn;
     }
 }
+
+/// What was on a device.
+#[derive(Clone, Debug)]
+pub struct Image(BTreeMap<u64, Bytes>);
 
 /// A device.
 pub struct Disk {
@@ -211,6 +217,12 @@ impl Disk {
             self.damage.write_errors += 1;
             return Err(DiskError::Io);
         }
+        if std::mem::take(&mut self.condition.fails_flush) {
+            // What could not be written counts as clean from then on.
+            self.damage.write_errors += 1;
+            self.cached.clear();
+            return Err(DiskError::Io);
+        }
         for (page, mut versions) in std::mem::take(&mut self.cached) {
             let later = versions.iter().position(|(write, _)| *write > through).unwrap_or(versions.len());
             let rest = versions.split_off(later);
@@ -281,6 +293,24 @@ impl Disk {
         self.condition.hangs = false;
     }
 
+    /// Everything on it is gone: another device, or this one wiped.
+    pub fn wipe(&mut self) {
+        self.pages.clear();
+        self.cached.clear();
+        self.unreadable.clear();
+    }
+
+    /// What is on the medium, for an older state of it to come back.
+    pub fn image(&self) -> Image {
+        Image(self.pages.clone())
+    }
+
+    /// An older state comes back: a restored virtual machine, a copy that was mistaken for the device.
+    pub fn restore(&mut self, image: Image) {
+        self.wipe();
+        self.pages = image.0;
+    }
+
     /// Flips bits of a page that holds something. The page, or `None` if there is none.
     pub fn rot(&mut self, from: u64, to: u64) -> Option<u64> {
         let held: Vec<u64> = self.pages.range(from / PAGE..to / PAGE).map(|(page, _)| *page).collect();
@@ -294,6 +324,16 @@ impl Disk {
         self.pages.insert(page, bytes.freeze());
         self.damage.rotten += 1;
         Some(page)
+    }
+
+    /// Damages every page from there on.
+    pub fn rot_all(&mut self, from: u64) {
+        for (_, bytes) in self.pages.range_mut(from / PAGE..) {
+            let mut rotten = AlignedBuf::copy_of(bytes);
+            rotten[7] = rotten[7].wrapping_add(1);
+            *bytes = rotten.freeze();
+            self.damage.rotten += 1;
+        }
     }
 
     /// A page that holds something cannot be read until it is written again.

@@ -1,9 +1,10 @@
 //! Faults: drawn, carried out, and ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mdm_api::command::{AdminCommand, ObjectRef};
 use mdm_api::ids::{SdcId, VolumeId};
+use mdm_raft::StoreId;
 
 use crate::clock::{MS, SECOND, Time};
 use crate::cluster::map_command;
@@ -12,8 +13,9 @@ use crate::host::Host;
 use crate::host::sds::SdsHost;
 use crate::net::NodeId;
 use crate::plan::Fault;
-use crate::rng::Rng;
+use crate::rng::{Rng, mix};
 use crate::world::World;
+use sds_store::layout::Geometry;
 
 /// Faults at a time; a world in which everything is broken for ever tests nothing.
 const ACTIVE_MAX: usize = 6;
@@ -34,7 +36,14 @@ enum Undo {
 
 /// What is broken, and what is to break.
 pub struct Faults {
+    /// Where the fault at hand draws from: each has a source of its own.
     rng: Rng,
+    pace: Rng,
+    seed: u64,
+    /// Faults that were drawn.
+    pub drawn: u64,
+    /// Faults that do not happen, by their number.
+    pub skip: BTreeSet<u64>,
     active: BTreeMap<u64, Undo>,
     next: u64,
     is_over: bool,
@@ -45,8 +54,21 @@ pub struct Faults {
 
 impl Faults {
     /// None yet.
-    pub fn new(rng: Rng) -> Self {
-        Self { rng, active: BTreeMap::new(), next: 0, is_over: true, unmaps: BTreeMap::new(), counts: BTreeMap::new() }
+    pub fn new(mut rng: Rng) -> Self {
+        let (pace, seed) = (rng.fork(), rng.word());
+        let (drawn, skip) = (0, BTreeSet::new());
+        Self {
+            rng,
+            pace,
+            seed,
+            drawn,
+            skip,
+            active: BTreeMap::new(),
+            next: 0,
+            is_over: true,
+            unmaps: BTreeMap::new(),
+            counts: BTreeMap::new(),
+        }
     }
 }
 
@@ -66,12 +88,16 @@ impl World {
         if self.faults.active.len() >= ACTIVE_MAX {
             return self.core.schedule(self.core.now + SECOND, What::Fault);
         }
+        let number = self.faults.drawn;
+        self.faults.drawn += 1;
+        self.faults.rng = Rng::new(mix(self.faults.seed ^ number));
         let fault = *self.faults.rng.pick(&self.core.plan.faults.clone());
-        if self.carry_out(fault) {
+        if !self.faults.skip.contains(&number) && self.carry_out(fault) {
+            self.core.trace.line(self.core.now, || format!("fault {number} is done: {fault:?}"));
             *self.faults.counts.entry(fault).or_default() += 1;
             self.mark();
         }
-        let mut pause = self.faults.rng.around(self.core.plan.fault_every) + MS;
+        let mut pause = self.faults.pace.around(self.core.plan.fault_every) + MS;
         if fault.destroys() {
             pause += DAMAGE_SETTLES; // one copy is lost: what comes next must find it noticed
         }
@@ -157,6 +183,7 @@ impl World {
             if matches!(answer, Some(Ok(_))) {
                 self.core.watch.fence(&mut self.core.history, volume, sdc);
                 self.core.marks.hit("F26");
+                self.core.marks.hit("I17");
             }
             if !self.faults.is_over {
                 self.undo_after(200 * MS, Undo::Map(volume, sdc));
@@ -262,6 +289,7 @@ impl World {
                 self.core.net.flips += 1;
                 true
             }
+            Fault::WipeMdm => self.wipe_member(),
             Fault::Unmap => self.unmap(),
             Fault::Resize => {
                 let volume = *self.faults.rng.pick(&directory.volumes);
@@ -290,6 +318,26 @@ impl World {
             return false;
         }
         self.crash(node, false);
+        self.until(Undo::Start(node));
+        true
+    }
+
+    /// A member's log is wiped, and it comes back under its old id. At most one in a run: what the others acknowledged must
+    /// have a majority without it.
+    fn wipe_member(&mut self) -> bool {
+        let members = self.core.directory.mdm_nodes.clone();
+        let is_wiped = |node: &NodeId| matches!(&self.hosts[*node], Host::Mdm(host) if host.is_wiped);
+        let all_run = members.iter().all(|node| self.core.reach[*node].running);
+        if members.len() < 3 || !all_run || members.iter().any(is_wiped) || !self.faults.active.is_empty() {
+            return false;
+        }
+        let node = self.pick(&members);
+        let store = StoreId(self.faults.rng.word());
+        self.crash(node, false);
+        if let Host::Mdm(host) = &mut self.hosts[node] {
+            host.wipe(store);
+            host.is_wiped = true;
+        }
         self.until(Undo::Start(node));
         true
     }
@@ -366,9 +414,15 @@ impl World {
         if fault.destroys() && !is_sound {
             return false;
         }
-        let journal = self.core.plan.journal_bytes;
-        let Host::Sds(host) = &mut self.hosts[node] else { return false };
+        let Host::Sds(host) = &self.hosts[node] else { return false };
         let slot = self.faults.rng.index(host.slots.len());
+        if matches!(fault, Fault::WipeDevice | Fault::RollBackDevice) {
+            return self.change_device(fault, node, slot);
+        }
+        if matches!(fault, Fault::WriteError | Fault::FlushError | Fault::Hang | Fault::Full) {
+            self.mark_device(node, slot);
+        }
+        let Host::Sds(host) = &mut self.hosts[node] else { return false };
         let disk = &mut host.slots[slot].disk;
         let kept = match fault {
             Fault::ReadErrors => {
@@ -382,9 +436,12 @@ impl World {
                 disk.condition.fails_writes = true;
                 return true;
             }
+            Fault::FlushError => {
+                disk.condition.fails_flush = true;
+                return true;
+            }
             Fault::Full => {
                 disk.condition.full = true;
-                self.core.marks.hit("F20");
                 return true;
             }
             Fault::Hang => {
@@ -400,11 +457,45 @@ impl World {
             _ => disk.rot(0, disk.size()),
         };
         if let (Fault::Rot, Some(page)) = (fault, kept) {
+            let (size, journal) = (self.core.plan.device_bytes, self.core.plan.journal_bytes);
             let place = page * crate::disk::PAGE;
-            self.core.marks.hit(if place < journal + (1 << 20) { "F17" } else { "F18" });
+            if let Some(geometry) = Geometry::new(size, journal) {
+                let ring = geometry.journal_offset..geometry.journal_offset + geometry.journal_bytes;
+                self.core.marks.hit_if("F17", ring.contains(&place));
+                self.core.marks.hit_if("F18", !ring.contains(&place) && place < geometry.data_offset);
+            }
         }
         self.core.watch.may_lose_blocks |= kept.is_some();
         kept.is_some()
+    }
+
+    /// What is at the place of a device is not the device any more: wiped, or an older state of it.
+    fn change_device(&mut self, fault: Fault, node: NodeId, slot: usize) -> bool {
+        let recorded = self.recorded_openings(node, slot);
+        let Host::Sds(host) = &mut self.hosts[node] else { return false };
+        let place = &mut host.slots[slot];
+        if place.is_sick() {
+            return false;
+        }
+        if fault == Fault::RollBackDevice && !place.has_older_state(recorded) {
+            return true; // noted, for later
+        }
+        place.is_lost = true;
+        self.crash(node, false);
+        if let Host::Sds(host) = &mut self.hosts[node] {
+            let place = &mut host.slots[slot];
+            if fault == Fault::WipeDevice { place.disk.wipe() } else { place.roll_back() }
+        }
+        self.until(Undo::Start(node));
+        true
+    }
+
+    /// How often the device was opened, as the system knows, if the process that has it open now is the one that said so.
+    pub fn recorded_openings(&self, node: NodeId, slot: usize) -> Option<u64> {
+        let Host::Sds(host) = &self.hosts[node] else { return None };
+        let record = self.state()?.devices().get(&host.slots[slot].device()?)?;
+        let process = host.shard()?.incarnation();
+        (process.is_some() && record.opened_by == process).then_some(record.open_count)
     }
 
     /// True if every group has all its copies in sync.

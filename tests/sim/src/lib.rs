@@ -19,6 +19,8 @@ pub mod plan;
 pub mod report;
 pub mod rng;
 pub mod run;
+pub mod shrink;
+pub mod story;
 pub mod trace;
 pub mod workload;
 pub mod world;

@@ -41,6 +41,41 @@ pub const ROWS: [(&str, &str); 35] = [
     ("F33", "mixed versions"),
 ];
 
+/// Invariants; each is hit where it is checked and could have been broken.
+pub const INVARIANTS: [(&str, &str); 24] = [
+    ("I1", "a configuration follows another one"),
+    ("I2", "a device leads again under a new process"),
+    ("I3", "a configuration is looked at"),
+    ("I4", "a configuration comes after a device was retired"),
+    ("I5", "a learner joins the ISR"),
+    ("I6", "two replicas committed the same entry"),
+    ("I7", "a replica that had promised starts anew"),
+    ("I8", "a replica that had acknowledged starts anew"),
+    ("I9", "an appointed primary has all that was committed"),
+    ("I10", "a replica that does not lead commits"),
+    ("I11", "a primary begins to serve"),
+    ("I12", "a replica is suspect"),
+    ("I13", "a primary serves while an older one does not know"),
+    ("I14", "a primary waits for leases that its server granted"),
+    ("I15", "a grant excludes a group"),
+    ("I16", "a write is answered that was ordered before"),
+    ("I17", "a fence is confirmed"),
+    ("I18", "a snapshot is complete"),
+    ("I19", "a freed unit waits for a checkpoint"),
+    ("I20", "a checkpoint moves the journal's tail"),
+    ("I21", "a block fails its checksum"),
+    ("I22", "a store fails"),
+    ("I23", "copies of a chunk are compared"),
+    ("I24", "a write waits for space, or is refused"),
+];
+
+/// What no run of the simulator can reach, and what speaks for it.
+pub const ELSEWHERE: [(&str, &str); 3] = [
+    ("F27", "there are no snapshots in this version: nothing can be asked for"),
+    ("I18", "there are no snapshots in this version"),
+    ("F33", "one build runs here; tests of every decoder refuse versions that they do not know, in words"),
+];
+
 /// How often each was hit.
 #[derive(Clone, Debug, Default)]
 pub struct Marks(BTreeMap<&'static str, u64>);
@@ -49,6 +84,20 @@ impl Marks {
     /// It happened.
     pub fn hit(&mut self, row: &'static str) {
         *self.0.entry(row).or_default() += 1;
+    }
+
+    /// It happened, if so.
+    pub fn hit_if(&mut self, row: &'static str, holds: bool) {
+        if holds {
+            self.hit(row);
+        }
+    }
+
+    /// Rows and invariants that were not hit, and are not spoken for elsewhere.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let names = ROWS.iter().chain(&INVARIANTS).map(|(name, _)| *name);
+        let is_spoken_for = |name: &str| ELSEWHERE.iter().any(|(other, _)| *other == name);
+        names.filter(|name| self.count(name) == 0 && !is_spoken_for(name)).collect()
     }
 
     /// How often.
@@ -67,8 +116,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_named_once() {
-        let names: std::collections::BTreeSet<&str> = ROWS.iter().map(|(name, _)| *name).collect();
-        assert_eq!(names.len(), ROWS.len());
+    fn rows_and_invariants_are_named_once() {
+        let all = || ROWS.iter().chain(&INVARIANTS).map(|(name, _)| *name);
+        let names: std::collections::BTreeSet<&str> = all().collect();
+        assert_eq!(names.len(), ROWS.len() + INVARIANTS.len());
+        assert!(ELSEWHERE.iter().all(|(name, _)| names.contains(name)));
+        assert_eq!(Marks::default().missing().len(), names.len() - ELSEWHERE.len());
     }
 }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use mdm_api::control::PeerRole;
 use mdm_api::frame::{FRONT_BYTES, FrameBounds, FrameKind, Front, encode_front};
 use mdm_api::limits::CONTROL_FRAME_BYTES_MAX;
+use sds_api::buf::AlignedBuf;
 
 use crate::clock::{MS, Time};
 use crate::rng::Rng;
@@ -77,8 +78,15 @@ impl Frame {
         word(20) | word(16) << 32
     }
 
-    /// Flips a bit of the header, as a bad cable would.
+    /// Flips a bit of header or payload, as a bad cable would.
     pub fn damage(&mut self, rng: &mut Rng) {
+        if !self.payload.is_empty() && rng.one_in(2) {
+            let mut payload = AlignedBuf::copy_of(&self.payload);
+            let at = rng.index(payload.len());
+            payload[at] ^= 1 << rng.below(8);
+            self.payload = payload.freeze();
+            return;
+        }
         let mut header = self.header.to_vec();
         let at = rng.index(header.len().max(1));
         if let Some(byte) = header.get_mut(at) {

@@ -1,6 +1,8 @@
 //! What is drawn for a seed: the cluster, the load, the mix of faults. Every seed leaves out some faults altogether, so
 //! that no kind always hides behind another (swarm testing).
 
+use sds_store::layout::Geometry;
+
 use crate::clock::{MS, SECOND, Time};
 use crate::rng::Rng;
 use crate::workload::Mix;
@@ -28,6 +30,9 @@ pub enum Fault {
     ReadErrors,
     BadSector,
     WriteError,
+    FlushError,
+    WipeDevice,
+    RollBackDevice,
     Hang,
     Full,
     Rot,
@@ -35,11 +40,12 @@ pub enum Fault {
     Unmap,
     Resize,
     ForgetDevices,
+    WipeMdm,
 }
 
 impl Fault {
     /// All kinds.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 30] = [
         Self::CrashSds,
         Self::CrashMdm,
         Self::CrashSdc,
@@ -59,6 +65,9 @@ impl Fault {
         Self::ReadErrors,
         Self::BadSector,
         Self::WriteError,
+        Self::FlushError,
+        Self::WipeDevice,
+        Self::RollBackDevice,
         Self::Hang,
         Self::Full,
         Self::Rot,
@@ -66,11 +75,23 @@ impl Fault {
         Self::Unmap,
         Self::Resize,
         Self::ForgetDevices,
+        Self::WipeMdm,
     ];
 
     /// True if it may take what a device holds: only devices of one server get such.
     pub const fn destroys(self) -> bool {
-        matches!(self, Self::WriteError | Self::Hang | Self::Full | Self::Rot | Self::Misdirect | Self::BadSector)
+        matches!(
+            self,
+            Self::WriteError
+                | Self::FlushError
+                | Self::WipeDevice
+                | Self::RollBackDevice
+                | Self::Hang
+                | Self::Full
+                | Self::Rot
+                | Self::Misdirect
+                | Self::BadSector
+        )
     }
 }
 
@@ -87,6 +108,8 @@ pub struct Plan {
     pub sdcs: usize,
     /// Volumes.
     pub volumes: usize,
+    /// One volume in so many is used by two clients, where there are two.
+    pub shares: u64,
     /// Chunks of each volume.
     pub chunks: u64,
     /// Placement groups.
@@ -103,8 +126,8 @@ pub struct Plan {
     pub clock_spread_ppm: u64,
     /// Requests under way from each client to each volume.
     pub workers: usize,
-    /// Mean pause between an answer and the next request of a worker.
-    pub think_ms: u64,
+    /// Requests a second of all clients together, as long as all are answered at once.
+    pub rate: u64,
     /// The load.
     pub mix: Mix,
     /// The fault phase.
@@ -144,6 +167,7 @@ impl Plan {
             devices: *rng.pick(&[1, 1, 2]),
             sdcs: *rng.pick(&[1, 2, 2, 3]),
             volumes: *rng.pick(&[1, 1, 2, 3]),
+            shares: 2,
             chunks: rng.between(2, 4),
             pg_count: *rng.pick(&[4, 8, 8, 16]),
             copies,
@@ -152,7 +176,7 @@ impl Plan {
             journal_bytes: *rng.pick(&[8 << 20, 12 << 20, 16 << 20]),
             clock_spread_ppm: *rng.pick(&[0, 10_000, 50_000]),
             workers: *rng.pick(&[1, 2, 3]),
-            think_ms: *rng.pick(&[20, 50, 90]),
+            rate: *rng.pick(&[14, 20, 30, 50]),
             mix: Mix {
                 writes: *rng.pick(&[30, 45, 60]),
                 zeros: *rng.pick(&[0, 0, 2, 5]),
@@ -165,6 +189,16 @@ impl Plan {
             damaged_sds: rng.index(sds),
             doubles_ppm: *rng.pick(&[0, 0, 50_000]),
         }
+    }
+
+    /// More faults than can come in the fault phase: one every millisecond.
+    pub fn faults_max(&self) -> u64 {
+        self.fault_time / MS / 10
+    }
+
+    /// Where the data area of a device begins.
+    pub fn data_offset(&self) -> u64 {
+        Geometry::new(self.device_bytes, self.journal_bytes).map_or(0, |geometry| geometry.data_offset)
     }
 
     /// Hosts: members, servers, clients, and the people.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::clock::SECOND;
-use crate::marks::{Marks, ROWS};
+use crate::marks::{ELSEWHERE, INVARIANTS, Marks, ROWS};
 use crate::plan::Fault;
 use crate::run::Outcome;
 
@@ -77,10 +77,16 @@ impl Report {
     pub fn print(&self, took: Duration) {
         let faults: Vec<String> = self.faults.iter().map(|(fault, count)| format!("{fault:?} {count}")).collect();
         println!("faults: {}", faults.join(", "));
-        println!("rows of the failure matrix, and how often each was hit:");
-        for (row, what) in ROWS {
+        println!("rows of the failure matrix and invariants, and how often each was hit:");
+        for (row, what) in ROWS.iter().chain(&INVARIANTS) {
             println!("  {row:<4} {:>9}  {what}", self.marks.count(row));
         }
+        for (row, why) in ELSEWHERE {
+            println!("  {row:<4} not here: {why}");
+        }
+        let missing = self.marks.missing();
+        let missing = if missing.is_empty() { "none".to_owned() } else { missing.join(" ") };
+        println!("  rows and invariants that were not reached: {missing}");
         for other in ["shrunk", "grown", "appointed", "dark"] {
             println!("  {other:<9} {:>4}", self.marks.count(other));
         }

@@ -78,7 +78,8 @@ pub fn read(offset: u64, length: usize) -> Drawn {
     Drawn { request, writes: Vec::new(), reads: length, offset }
 }
 
-fn write(history: &mut History, volume: u8, offset: u64, length: usize) -> Drawn {
+/// A write of a value that was never written before.
+pub fn write(history: &mut History, volume: u8, offset: u64, length: usize) -> Drawn {
     let value = history.fresh_value();
     let data = Bytes::from(content(volume, offset, length, value));
     Drawn {

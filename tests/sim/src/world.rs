@@ -2,6 +2,7 @@
 
 use mdm_api::command::AdminCommand;
 use mdm_core::State;
+use sds_replica::Role;
 
 use crate::clock::{MS, Time};
 use crate::cluster;
@@ -160,21 +161,54 @@ impl World {
         self.core.trace.word(self.core.now ^ (node as u64) << 56);
         self.core.trace.word(word);
         self.hosts[node].input(&mut self.core, input);
+        if !self.core.watch.protocol.risen.is_empty() {
+            self.compare_risen();
+        }
     }
 
-    /// Looks at all servers, and restarts what ended by its own will.
+    /// Restarts what ended by its own will, and looks for old primaries that could still answer.
     fn look(&mut self) {
-        for (node, host) in self.hosts.iter().enumerate() {
-            if let Host::Sds(host) = host
-                && let Some(shard) = host.shard()
-                && !self.core.reach[node].paused
-            {
-                self.core.watch.look_at_server(self.core.now, node, shard);
-            }
-        }
         for node in std::mem::take(&mut self.core.watch.wants_restart) {
             self.crash(node, false);
             self.start(node);
+        }
+        for node in self.core.directory.sds_nodes.clone() {
+            let Host::Sds(host) = &self.hosts[node] else { continue };
+            let Some(shard) = host.shard() else { continue };
+            let now = self.core.local(node);
+            let old = shard.leaders().find(|(pg, device, replica)| {
+                replica.promised() < self.core.watch.protocol.serving(*pg) && shard.may_answer_reads(now, *pg, *device)
+            });
+            if let Some((pg, device, replica)) = old {
+                let (term, serving) = (replica.promised(), self.core.watch.protocol.serving(pg));
+                let text = format!("I13: {device} may read {pg} in term {term}; term {serving} is being served");
+                self.core.watch.fail(self.core.now, text);
+            }
+        }
+    }
+
+    /// A primary has begun to serve: from this moment on no older one may (I13, I14, I15).
+    fn compare_risen(&mut self) {
+        for risen in std::mem::take(&mut self.core.watch.protocol.risen) {
+            for node in self.core.directory.sds_nodes.clone() {
+                let Host::Sds(host) = &self.hosts[node] else { continue };
+                let Some(shard) = host.shard() else { continue };
+                let now = self.core.local(node);
+                let others = shard.replicas_of(risen.pg).filter(|(device, _)| *device != risen.device);
+                for (device, replica) in others.filter(|(_, replica)| replica.role() == Role::Primary) {
+                    self.core.marks.hit("I13");
+                    if shard.may_answer_reads(now, risen.pg, device) {
+                        let text = format!(
+                            "I13: {device} may still read {} in term {}, {} serves it in term {}",
+                            risen.pg,
+                            replica.promised(),
+                            risen.device,
+                            risen.term
+                        );
+                        self.core.watch.fail(self.core.now, text);
+                    }
+                }
+            }
         }
     }
 
@@ -183,6 +217,7 @@ impl World {
         if self.core.reach[node].running || !self.core.reach[node].powered {
             return;
         }
+        self.mark_start(node);
         self.core.new_life(node);
         self.core.reach[node].running = true;
         self.core.trace.line(self.core.now, || format!("host {node} starts"));
@@ -191,6 +226,8 @@ impl World {
 
     /// Ends the process of a host, with its power if so.
     pub fn crash(&mut self, node: NodeId, power_lost: bool) {
+        self.mark_end(node);
+        self.core.hosts[node].ended_at = self.core.now;
         let was_running = std::mem::replace(&mut self.core.reach[node].running, false);
         self.core.reach[node].paused = false;
         if power_lost {
@@ -227,6 +264,7 @@ impl World {
             return;
         }
         self.core.trace.line(self.core.now, || format!("host {node} goes on"));
+        self.mark_resume(node);
         self.core.disarm(node);
         let held = std::mem::take(&mut self.core.hosts[node].held);
         for input in held {

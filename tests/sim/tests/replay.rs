@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use sim::run::run;
+use sim::run::{Options, run};
 
 /// Seeds of several kinds of clusters.
 const SEEDS: [u64; 4] = [1, 2, 3, 4];
@@ -18,7 +18,7 @@ fn in_another_process(seed: u64) -> String {
 #[test]
 fn the_same_seed_is_the_same_run_in_one_process_and_in_two() {
     for seed in SEEDS {
-        let (first, second) = (run(seed, false), run(seed, false));
+        let (first, second) = (run(seed, &Options::default()), run(seed, &Options::default()));
         assert_eq!(first.hash, second.hash, "seed {seed}");
         assert_eq!(first.events, second.events);
         let elsewhere = in_another_process(seed);
@@ -29,7 +29,7 @@ fn the_same_seed_is_the_same_run_in_one_process_and_in_two() {
 
 #[test]
 fn different_seeds_are_different_runs() {
-    assert_ne!(run(1, false).hash, run(2, false).hash);
+    assert_ne!(run(1, &Options::default()).hash, run(2, &Options::default()).hash);
 }
 
 #[test]

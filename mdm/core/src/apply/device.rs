@@ -129,7 +129,9 @@ impl State {
         if device.opened_by == Some(process) && device.open_count != presented.open_count {
             return Err(format!("device {id} is presented twice by one process: one of the two is a copy"));
         }
-        if presented.open_count < device.open_count {
+        // Each process opens it once more than the one before.
+        let expected = device.open_count + u64::from(device.opened_by != Some(process));
+        if presented.open_count < expected {
             // What it acknowledged since is gone. Marked, so that opening it often enough does not hide it.
             let fresh = !device.suspect;
             device.suspect = true;

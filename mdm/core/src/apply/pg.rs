@@ -9,6 +9,7 @@ use mdm_api::error::{CommandError, ErrorCode};
 use mdm_api::ids::{DeviceId, PgId, ProcessIncarnation};
 use mdm_api::map::MapKey;
 use mdm_api::model::DeviceState;
+use mdm_api::mutants::{self, Mutant};
 
 use super::{done, refuse};
 use crate::command::{PgUpdate, PgUpdateKind};
@@ -72,7 +73,8 @@ impl State {
             let epoch = Epoch(revision.0.max(before.config.epoch.0 + 1));
             record.config.epoch = epoch;
             let appointed = |record: &PgRecord| (record.config.primary, record.config.primary_incarnation);
-            if appointed(&record) != appointed(before) {
+            let keeps = mutants::is_on(Mutant::KeepTermOverRestart) && record.config.primary == before.config.primary;
+            if appointed(&record) != appointed(before) && !keeps {
                 record.config.term = Term(epoch.0);
                 record.appointed_at = revision;
             }

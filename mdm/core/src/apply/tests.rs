@@ -264,6 +264,8 @@ fn a_device_that_was_replaced_rolled_back_or_stolen_is_refused() {
     assert!(refused(&mut world, &|device| device.incarnation.0 += 1));
     assert!(refused(&mut world, &|device| device.size_bytes /= 2));
     assert!(!refused(&mut world, &|device| device.open_count += 5));
+    // One opening back: what the last process that had it open acknowledged may be gone.
+    assert!(refused(&mut world, &|device| device.open_count -= 1));
     assert!(refused(&mut world, &|device| device.open_count = 1));
     assert!(world.state.devices()[&primary].suspect);
     // Opened often enough it is let in, but as what it is: not to be trusted (I12).

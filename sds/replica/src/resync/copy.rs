@@ -2,6 +2,7 @@
 
 use mdm_api::epoch::{Nanos, Seq};
 use mdm_api::ids::DeviceId;
+use mdm_api::mutants::{self, Mutant};
 use sds_api::block::{BlockRange, LayerKey};
 use sds_api::peer::{LAYERS_PER_MESSAGE_MAX, LayerCopy, PeerBody};
 
@@ -91,7 +92,9 @@ impl Replica {
         let Some(layer) = resync.pending.first().copied() else { return };
         resync.current = Some(Current { layer, lock, capturing: false });
         cx.context.resync.slots -= 1;
-        if self.lead().overlaps.claim(layer.chunk, lock, BlockRange::WHOLE, Mode::Exclusive) {
+        if mutants::is_on(Mutant::CopyWithoutDrain)
+            || self.lead().overlaps.claim(layer.chunk, lock, BlockRange::WHOLE, Mode::Exclusive)
+        {
             self.chunk_locked(cx, lock);
         }
     }

@@ -2,6 +2,7 @@
 
 pub mod copies;
 pub mod linear;
+pub mod protocol;
 
 use std::collections::BTreeMap;
 
@@ -12,6 +13,7 @@ use mdm_core::State;
 use sds_node::Shard;
 use sds_replica::Role;
 
+use crate::check::protocol::{Around, Protocol};
 use crate::clock::{SECOND, Time};
 use crate::history::History;
 use crate::marks::Marks;
@@ -41,6 +43,8 @@ pub struct Watch {
     serving: BTreeMap<(PgId, Term), (NodeId, DeviceId)>,
     sessions: BTreeMap<(VolumeId, SdcId), u32>,
     next_session: u32,
+    /// What replicas do.
+    pub protocol: Protocol,
 }
 
 impl Watch {
@@ -124,6 +128,8 @@ impl Watch {
 
     fn check(&mut self, config: &PgConfig, is_news: bool, is_next: bool, marks: &mut Marks) -> Result<(), String> {
         config.check().map_err(str::to_owned)?;
+        marks.hit("I3");
+        marks.hit_if("I4", !self.retired.is_empty());
         if let Some(device) = config.isr.iter().chain(&config.learners).find(|device| self.retired.contains_key(device))
         {
             return Err(format!("I4: the retired device {device} is in a configuration"));
@@ -136,6 +142,8 @@ impl Watch {
             }
         }
         let Some(old) = self.newest.get(&config.pg).filter(|_| is_news) else { return Ok(()) };
+        marks.hit("I1");
+        marks.hit_if("I2", config.term > old.term && config.primary.is_some() && config.primary == old.primary);
         if config.epoch <= old.epoch || config.term < old.term {
             return Err("I1: epochs and terms grow".to_owned());
         }
@@ -147,6 +155,7 @@ impl Watch {
             }
             if !joined.is_empty() {
                 marks.hit("grown");
+                marks.hit("I5");
             }
             if config.isr.len() < old.isr.len() {
                 marks.hit("shrunk");
@@ -158,25 +167,30 @@ impl Watch {
         Ok(())
     }
 
-    /// What servers do at a moment: at most one primary serves in a term, and none in a term that does not name it.
-    pub fn look_at_server(&mut self, now: Time, node: NodeId, shard: &Shard) {
-        for (pg, device, status) in shard.replicas() {
-            if status.role != Role::Primary {
+    /// What a server did in its last step: at most one primary serves in a term, and none in a term that does not name it;
+    /// and all that [`Protocol`] knows of.
+    pub fn look_at_server(&mut self, now: Time, node: NodeId, shard: &Shard, marks: &mut Marks) {
+        for (pg, device) in shard.stepped() {
+            let Some(replica) = shard.replica(*pg, *device).filter(|replica| replica.role() == Role::Primary) else {
                 continue;
-            }
-            let serving = self.serving.entry((pg, status.promised)).or_insert((node, device));
+            };
+            let (pg, device, term) = (*pg, *device, replica.promised());
+            let serving = self.serving.entry((pg, term)).or_insert((node, device));
             if *serving != (node, device) {
-                let text =
-                    format!("I2: {pg} in term {} is served by {serving:?} and {:?}", status.promised, (node, device));
+                let text = format!("I2: {pg} in term {term} is served by {serving:?} and {:?}", (node, device));
                 return self.fail(now, text);
             }
-            match self.terms.get(&(pg, status.promised)) {
+            match self.terms.get(&(pg, term)) {
                 Some((Some(primary), _)) if *primary == device => {}
                 other => {
-                    let text = format!("I1: {device} serves {pg} in term {}, appointed is {other:?}", status.promised);
+                    let text = format!("I1: {device} serves {pg} in term {term}, appointed is {other:?}");
                     return self.fail(now, text);
                 }
             }
+        }
+        let mut around = Around { newest: &self.newest, may_lose: self.may_lose_blocks, marks };
+        if let Err(text) = self.protocol.look(shard, &mut around) {
+            self.fail(now, text);
         }
     }
 }

@@ -10,7 +10,7 @@ use mdm_api::ticket::{Nonce, equal, peer_proof};
 use sds_api::buf::AlignedBuf;
 use sds_api::client::ClientRequest;
 use sds_api::open::{OPEN_VERSION, OPEN_VERSION_MIN, OpenMessage, PeerLink};
-use sds_api::peer::PeerFrame;
+use sds_api::peer::{LeaseMessage, PeerFrame};
 use sds_node::{ClientOpen, Event, Shard};
 
 use crate::clock::SECOND;
@@ -159,6 +159,9 @@ impl Links {
         let Some(conn) = self.peers.get(&sds).filter(|peer| peer.is_up).and_then(|peer| peer.conns.get(&link)) else {
             return;
         };
+        if matches!(frame, PeerFrame::Lease(LeaseMessage::Grant { exclude, .. }) if !exclude.is_empty()) {
+            core.marks.hit("I15");
+        }
         let encoded = frame.encode();
         core.send(*conn, self.node, Frame::new(FrameKind::Peer, encoded.header, joined(&encoded.payload)));
     }

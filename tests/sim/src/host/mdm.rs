@@ -49,6 +49,8 @@ pub struct MdmHost {
     outbound: BTreeMap<MdmId, (ConnId, bool)>,
     redial: BTreeMap<MdmId, Nanos>,
     peers: Vec<MdmId>,
+    /// Its log was wiped: nobody may hear it any more.
+    pub is_wiped: bool,
     /// Times that its disk takes.
     pub slowness: u64,
     /// Raft messages that are sent twice, of a million.
@@ -72,6 +74,7 @@ impl MdmHost {
             outbound: BTreeMap::new(),
             redial: BTreeMap::new(),
             peers: Vec::new(),
+            is_wiped: false,
             slowness: 1,
             doubles_ppm: 0,
         }
@@ -84,6 +87,12 @@ impl MdmHost {
 
     fn moment(&mut self, core: &Core) -> Moment {
         Moment { now: core.local(self.node), wall_s: WALL_S + core.now / SECOND, seed: self.rng.bytes32() }
+    }
+
+    /// Its files are gone; the next start finds nothing, and begins a log under that number.
+    pub fn wipe(&mut self, store: StoreId) {
+        self.files = Files::default();
+        self.birth = Some(Birth::Join(store));
     }
 
     /// The process has ended.
@@ -201,6 +210,12 @@ impl MdmHost {
                     self.send(core, key.connection, &ControlMessage::Response { id: key.id, result }, false);
                 }
                 Action::Notice(notice) => self.notice(core, &notice),
+                Action::Halt { reason } if self.is_wiped => {
+                    let node = self.node;
+                    core.trace.line(core.now, || format!("mdm@{node} halts: {reason}"));
+                    self.member = None;
+                    return;
+                }
                 Action::Halt { reason } => {
                     core.watch.fail(core.now, format!("mdm at host {} halted: {reason}", self.node));
                     self.member = None;

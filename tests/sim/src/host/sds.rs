@@ -8,13 +8,15 @@ use mdm_api::frame::FrameKind;
 use mdm_api::ids::{DeviceId, SdsId, SystemId};
 use mdm_api::map::MapView;
 use mdm_api::timing::Timing;
+use sds_api::client::{ClientError, ClientReply};
 use sds_api::open::OpenMessage;
 use sds_node::{Action, CommandFailure, CommandId, Event, KnownDevice, Settings, Shard};
 
 use crate::core::{Core, Input};
-use crate::disk::Disk;
+use crate::disk::{Disk, Image};
 use crate::host::control::{Control, Heard};
 use crate::host::links::{Links, joined, opening};
+use crate::marks::Marks;
 use crate::net::{ConnId, Frame, NodeId, Port, Signal};
 use crate::rng::Rng;
 
@@ -30,12 +32,52 @@ pub struct Slot {
     openings: u32,
     /// Noted when it began to hang.
     hung_at: Option<Nanos>,
+    /// What was on it, and how often it had been opened then, as the system knows.
+    image: Option<(Image, u64)>,
+    /// It is not the device any more that the system knows.
+    pub is_lost: bool,
 }
 
 impl Slot {
     /// A device at a path.
     pub fn new(path: String, disk: Disk) -> Self {
-        Self { path, disk, open: None, running: BTreeMap::new(), openings: 0, hung_at: None }
+        Self {
+            path,
+            disk,
+            open: None,
+            running: BTreeMap::new(),
+            openings: 0,
+            hung_at: None,
+            image: None,
+            is_lost: false,
+        }
+    }
+
+    /// True if there is an older state of it, from before the last opening that the system knows of: `recorded`, if that was
+    /// by the present process. Else notes the present one for a later time. What happened since an opening that nobody was
+    /// told of cannot be missed by anybody.
+    pub fn has_older_state(&mut self, recorded: Option<u64>) -> bool {
+        match (&self.image, recorded) {
+            (Some((_, then)), Some(now)) => *then < now,
+            (None, Some(now)) => {
+                self.image = Some((self.disk.image(), now));
+                false
+            }
+            (_, None) => false,
+        }
+    }
+
+    /// Goes back to it.
+    pub fn roll_back(&mut self) {
+        if let Some((image, _)) = self.image.take() {
+            self.disk.restore(image);
+        }
+    }
+
+    /// True if somebody has to replace it.
+    pub fn is_sick(&self) -> bool {
+        let condition = &self.disk.condition;
+        condition.fails_writes || condition.full || condition.hangs || self.is_lost
     }
 
     /// The device that the process has open here.
@@ -62,6 +104,23 @@ pub struct SdsHost {
     links: Option<Links>,
     rng: Rng,
     next_heartbeat: Nanos,
+    /// What its processes counted.
+    pub seen: Seen,
+}
+
+/// What processes of a server counted, over all of their lives.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    /// Blocks that were bad where they were read.
+    pub bad_blocks: u64,
+    /// Of these, blocks that were repaired from a peer.
+    pub repaired_blocks: u64,
+    /// Devices that failed.
+    pub device_failures: u64,
+    /// Checkpoints of stores.
+    pub checkpoints: u64,
+    /// Looks at which a store had units in quarantine.
+    pub quarantined: u64,
 }
 
 impl SdsHost {
@@ -78,6 +137,7 @@ impl SdsHost {
             links: None,
             rng,
             next_heartbeat: Nanos(0),
+            seen: Seen::default(),
         }
     }
 
@@ -86,13 +146,33 @@ impl SdsHost {
         self.shard.as_ref()
     }
 
+    /// A device that was taken out comes back: its server believes that it is still its own (F32).
+    pub fn remember(&mut self, device: DeviceId, slot: usize) {
+        let slot = &mut self.slots[slot];
+        slot.disk.condition = crate::disk::Condition::default();
+        self.remembered.push(KnownDevice { device, path: slot.path.clone() });
+    }
+
     /// The list of known devices is lost: it is found again in the map.
     pub fn forget_devices(&mut self) {
         self.remembered.clear();
     }
 
+    /// Adds what the process has counted: once, before it ends.
+    pub fn count(&mut self) {
+        let Some(figures) = self.shard.as_ref().map(Shard::figures) else { return };
+        self.seen.bad_blocks += figures.bad_blocks;
+        self.seen.repaired_blocks += figures.repaired_blocks;
+        self.seen.device_failures += figures.device_failures;
+        for (space, counters) in figures.devices.iter().filter_map(|device| device.store.as_ref()) {
+            self.seen.checkpoints += counters.checkpoints;
+            self.seen.quarantined += u64::from(space.aus_quarantined > 0);
+        }
+    }
+
     /// The process has ended.
     pub fn ended(&mut self, power_lost: bool) {
+        self.count();
         self.shard = None;
         self.control = None;
         self.links = None;
@@ -222,7 +302,7 @@ impl SdsHost {
         let Some(shard) = &mut self.shard else { return };
         let mut actions = Vec::new();
         shard.step(core.local(self.node), event, &mut actions);
-        core.watch.look_at_server(core.now, self.node, shard);
+        core.watch.look_at_server(core.now, self.node, shard, &mut core.marks);
         self.carry_out(core, actions);
     }
 
@@ -256,6 +336,7 @@ impl SdsHost {
                     );
                 }
                 Action::Reply { connection, reply } => {
+                    note_reply(&reply, &mut core.marks);
                     let mut header = Vec::new();
                     reply.encode_header(&mut header);
                     let frame = Frame::new(FrameKind::ClientReply, header, joined(reply.payload()));
@@ -318,5 +399,19 @@ impl SdsHost {
     /// The path of each open device, for whoever damages or replaces it.
     pub fn open_devices(&self) -> impl Iterator<Item = (usize, DeviceId)> {
         self.slots.iter().enumerate().filter_map(|(at, slot)| Some((at, slot.open?)))
+    }
+}
+
+/// Rows that an answer to a client is an example of.
+fn note_reply(reply: &ClientReply, marks: &mut Marks) {
+    match &reply.result {
+        Err(ClientError::WrongPrimary(_)) => marks.hit("F12"),
+        Err(ClientError::Forgotten) => marks.hit("F24"),
+        Err(ClientError::Medium) => marks.hit("F16"),
+        Err(ClientError::NoSpace) => {
+            marks.hit("F20");
+            marks.hit("I24");
+        }
+        _ => {}
     }
 }

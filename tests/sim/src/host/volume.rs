@@ -8,6 +8,7 @@ use mdm_api::ticket::Credential;
 use sdc_client::io::{IoError, IoId, IoOutput};
 use sdc_client::session::Session;
 
+use crate::clock::SECOND;
 use crate::core::Core;
 use crate::history::{Kind, seen};
 use crate::rng::Rng;
@@ -138,7 +139,8 @@ impl Volume {
     /// A request came to its end.
     pub fn complete(&mut self, core: &mut Core, now: Nanos, id: IoId, result: Result<IoOutput, IoError>) {
         let Some(running) = self.running.remove(&id) else { return };
-        let think = self.rng.around(core.plan.think_ms * 1_000_000);
+        let workers = (core.directory.mappings.len() * self.workers.len()).max(1) as u64;
+        let think = self.rng.around(workers * SECOND / core.plan.rate);
         let worker = &mut self.workers[running.worker];
         worker.busy = false;
         worker.next = Nanos(now.0 + if core.directory.load { think } else { 0 });
@@ -162,7 +164,7 @@ impl Volume {
             (Ok(_), None) => core.history.answered += 1,
             (Err(IoError::Medium), _) => core.watch.medium_error(core.now, &mut core.history),
             (Err(IoError::Revoked | IoError::Closed | IoError::VolumeGone), _) => {
-                if running.is_last {
+                if running.is_last && running.reads > 0 {
                     self.last_reads.push(crate::workload::read(running.offset, running.reads));
                 }
             }
@@ -176,6 +178,11 @@ impl Volume {
     /// The load has ended: everything is read once more.
     pub fn read_everything(&mut self, chunks: u64) {
         self.last_reads = everything(chunks).collect();
+    }
+
+    /// One more request, besides the load.
+    pub fn ask(&mut self, drawn: Drawn) {
+        self.last_reads.push(drawn);
     }
 
     /// True once nothing is under way nor to be done.
