@@ -110,12 +110,23 @@ impl OpenError {
     }
 }
 
-/// An open, locked medium: what the engines work on. Dropping the last reference releases the locks.
+/// An open, locked medium: what the engines work on. Dropping the last reference releases
+/// the locks.
 #[derive(Debug)]
 pub(crate) struct Media {
     pub(crate) fd: OwnedFd,
     pub(crate) path: PathBuf,
     pub(crate) geometry: Geometry,
+}
+
+impl Drop for Media {
+    /// Gives the lock back by name: merely closing would leave it with a child that another thread is forking just now,
+    /// and the next to open would find a lock that nobody holds.
+    fn drop(&mut self) {
+        if let Err(errno) = rustix::fs::flock(&self.fd, FlockOperation::Unlock) {
+            tracing::warn!(path = %self.path.display(), error = %errno, "could not unlock the device");
+        }
+    }
 }
 
 /// Opens for reading and writing, direct, locked.

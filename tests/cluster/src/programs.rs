@@ -6,8 +6,8 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, bail};
 
-/// Packages whose programs a system consists of.
-const PACKAGES: [&str; 6] = ["mdm", "sds", "sdc", "scli", "dev", "inspect"];
+/// The programs that a system consists of.
+const PROGRAMS: [&str; 7] = ["mdm", "sds", "sdc", "drv_cfg", "scli", "dev", "inspect"];
 
 /// The folder that holds them: `ASHLAR_PROGRAMS` where it is set, else `release` of the target directory that this
 /// program was built into, after cargo has brought it up to date.
@@ -37,8 +37,13 @@ fn find() -> anyhow::Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(root()).arg("build").arg("--quiet").arg("--release").arg("--target-dir").arg(target);
-    for package in PACKAGES {
-        command.arg("--package").arg(package);
+    for program in PROGRAMS {
+        command.arg("--bin").arg(program);
+    }
+    // A build script that asks for these (ring's does) would find them changed and build itself and all above it again.
+    let of_package = |name: &str| ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.starts_with(prefix));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(of_package)) {
+        command.env_remove(name);
     }
     let status = command.status().context("cannot run cargo")?;
     if !status.success() {
