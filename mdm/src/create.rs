@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use mdm_api::client::pki::{self, Authority, Identity};
@@ -58,7 +59,7 @@ pub fn read_password(file: Option<&Path>) -> anyhow::Result<String> {
 /// Creates the system in the configuration's data directory.
 pub fn create(config_path: &Path, name: &str, password: &str) -> anyhow::Result<Created> {
     let config = Config::read(config_path)?;
-    let directory = Directory::open(&config.data_directory, true)?;
+    let directory = Directory::open(&config.data_directory, true, Duration::ZERO)?;
     directory.demand_empty()?;
     directory.clear_log()?;
 

@@ -15,13 +15,14 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
+use mdm_api::client::lock_patiently;
 use mdm_api::client::pki::Identity;
 use mdm_api::ids::{MdmId, SystemId};
 use mdm_raft::{FileName, FileOp, is_ours};
-use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 const MEMBER: &str = "member.toml";
@@ -73,8 +74,8 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Takes the directory for this process; makes it if `create`.
-    pub fn open(path: &Path, create: bool) -> anyhow::Result<Self> {
+    /// Takes the directory for this process, within `patience`; makes it if `create`.
+    pub fn open(path: &Path, create: bool, patience: Duration) -> anyhow::Result<Self> {
         if create {
             DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(|| {
                 format!("cannot make the data directory {}: make it, owned by the user that runs mdm", path.display())
@@ -97,9 +98,11 @@ impl Directory {
                     path.display()
                 ),
             })?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
-            anyhow!("the data directory {} is in use by another mdm: stop that one first", path.display())
-        })?;
+        let lock = lock_patiently(lock, patience)
+            .with_context(|| format!("cannot lock {}", lock_path.display()))?
+            .ok_or_else(|| {
+                anyhow!("the data directory {} is in use by another mdm: stop that one first", path.display())
+            })?;
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
 
@@ -287,7 +290,7 @@ mod tests {
     #[test]
     fn operations_are_carried_out_in_order_and_nobody_else_reads_the_files() {
         let temporary = tempfile::tempdir().unwrap();
-        let directory = Directory::open(&temporary.path().join("d"), true).unwrap();
+        let directory = Directory::open(&temporary.path().join("d"), true, Duration::ZERO).unwrap();
         let mut log = directory.log().unwrap();
         let segment = "log-0000000000000001".to_owned();
         let replace = FileOp::Replace { file: segment.clone(), bytes: Bytes::from_static(b"head") };
@@ -305,10 +308,10 @@ mod tests {
     #[test]
     fn two_processes_do_not_share_a_directory() {
         let temporary = tempfile::tempdir().unwrap();
-        let first = Directory::open(temporary.path(), true).unwrap();
-        let error = Directory::open(temporary.path(), true).err().unwrap().to_string();
+        let first = Directory::open(temporary.path(), true, Duration::ZERO).unwrap();
+        let error = Directory::open(temporary.path(), true, Duration::ZERO).err().unwrap().to_string();
         assert!(error.contains("in use by another mdm"), "{error}");
         drop(first);
-        Directory::open(temporary.path(), true).unwrap();
+        Directory::open(temporary.path(), true, Duration::ZERO).unwrap();
     }
 }

@@ -36,7 +36,7 @@ pub struct NewMember {
 pub fn join(config_path: &Path, token: &str, tie_breaker: bool) -> anyhow::Result<NewMember> {
     let config = Config::read(config_path)?;
     let token = JoinToken::parse(token)?;
-    let directory = Directory::open(&config.data_directory, true)?;
+    let directory = Directory::open(&config.data_directory, true, Duration::ZERO)?;
     directory.demand_empty()?;
     directory.clear_log()?;
 

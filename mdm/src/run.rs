@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
-use mdm_api::client::{Connector, pki};
+use mdm_api::client::{Connector, LOCK_PATIENCE, pki};
 use mdm_api::control::PeerRole;
 use mdm_node::Node;
 use mdm_raft::{Settings, StoreId};
@@ -37,7 +37,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
 }
 
 async fn serve(config: &Config) -> anyhow::Result<()> {
-    let directory = Directory::open(&config.data_directory, false)?;
+    let directory = Directory::open(&config.data_directory, false, LOCK_PATIENCE)?;
     let member = directory.member()?;
     let identity = directory.identity()?;
     // The ports first: one that is in use is found before anything is written.

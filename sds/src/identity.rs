@@ -9,10 +9,9 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use mdm_api::client::pki::{self, Identity};
 use mdm_api::client::token::JoinToken;
-use mdm_api::client::{Connector, MdmClient, Members};
+use mdm_api::client::{Connector, LOCK_PATIENCE, MdmClient, Members, lock_patiently};
 use mdm_api::control::{JoinRole, Joined, PeerRole, Request, Response};
 use mdm_api::ids::{SdsId, SystemId};
-use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
@@ -78,12 +77,9 @@ pub fn lock(directory: &Path) -> anyhow::Result<File> {
         .mode(0o600)
         .open(&path)
         .with_context(|| format!("cannot open {}: check the rights on the data directory", path.display()))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            bail!("{} is locked: another sds runs with this data directory: stop it first", path.display())
-        }
-        Err(error) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    match lock_patiently(file, LOCK_PATIENCE).with_context(|| format!("cannot lock {}", path.display()))? {
+        Some(file) => Ok(file),
+        None => bail!("{} is locked: another sds runs with this data directory: stop it first", path.display()),
     }
 }
 

@@ -118,6 +118,11 @@ mod tree_keeps_its_rules {
     }
 
     #[test]
+    fn integration_tests_have_names_of_their_own() {
+        none(&layout::test_names(tree()));
+    }
+
+    #[test]
     fn text_files_end_cleanly() {
         none(&text::blanks(tree()));
     }
@@ -332,6 +337,17 @@ mod each_rule_can_fire {
     fn stranger_at_the_top_level() {
         let tree = Tree::of(&[("src/lib.rs", ""), ("notes.md", ""), (".ci/run", ""), ("README.md", ""), ("mdm/a", "")]);
         fires(&layout::top_level(&tree), &[("notes.md", 0), ("src", 0)]);
+    }
+
+    #[test]
+    fn two_integration_tests_of_one_name() {
+        let tree = Tree::of(&[
+            ("mdm/tests/life.rs", ""),
+            ("sds/tests/life/main.rs", ""),
+            ("sds/tests/life/other.rs", ""),
+            ("sds/src/tests/life.rs", ""),
+        ]);
+        fires(&layout::test_names(&tree), &[("sds/tests/life/main.rs", 0)]);
     }
 
     #[test]

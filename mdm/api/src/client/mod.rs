@@ -8,9 +8,11 @@
 mod connection;
 mod follow;
 mod leader;
+mod lock;
 pub mod pki;
 pub mod token;
 
 pub use connection::{ConnectError, Connection, Connector, FramedReader, FramedWriter, tune};
 pub use follow::{Members, follow};
 pub use leader::{ClientError, MdmClient};
+pub use lock::{LOCK_PATIENCE, lock_patiently};
