@@ -56,7 +56,9 @@ fn evidence(name: &str) -> anyhow::Result<()> {
         }
         other => bail!("there is no run '{other}': choose a2, a3, a4, a5 or a7"),
     };
-    let path = programs::root().join("docs").join("evidence").join(format!("{name}.md"));
+    let folder = programs::root().join("docs").join("evidence");
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let path = folder.join(format!("{name}.md"));
     let text = format!("# {title}\n\n{}{text}", preface(name, &source, started.elapsed())?);
     std::fs::write(&path, &text).with_context(|| format!("cannot write {}", path.display()))?;
     print!("{text}");
