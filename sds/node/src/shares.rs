@@ -73,10 +73,11 @@ fn share(space: &Space, primaries: u64) -> CreditGrant {
 }
 
 /// One of `count` parts: never more than 1/16 of the whole among all (but at least the least useful part), and nothing of
-/// what is kept free for parts that were given out before.
+/// what is kept free for parts that were given out before. No more than a quarter is kept: a store makes room in its journal
+/// before it is that full, and not much sooner.
 fn part(total: u64, free: u64, count: u64, least: u64) -> u64 {
     let most = (total / 16 / count).max(least);
-    let reserve = (most * count).min(total / 2);
+    let reserve = (most * count).min(total / 4);
     (free.saturating_sub(reserve) / count).min(most)
 }
 
@@ -89,7 +90,7 @@ mod tests {
         for total in [4096_u64, 65_536, 1 << 20] {
             for count in [1, 3, 12] {
                 let full = part(total, total, count, 32);
-                let reserve = (full * count).min(total / 2);
+                let reserve = (full * count).min(total / 4);
                 // Down to the reserve nothing new is given out; what was given out before is at most the reserve.
                 assert_eq!(part(total, reserve, count, 32), 0);
                 assert!(full * count <= reserve || full == 32, "{total} {count}");
