@@ -21,6 +21,10 @@ fn find(mutant: Mutant) -> Option<(u64, String)> {
         let outcome = guarded(seed, &Options::default());
         choose(None);
         let failure = outcome.failure?;
+        // A seed that fails without the mutant as well has found something else.
+        if guarded(seed, &Options::default()).failure.is_some() {
+            return None;
+        }
         let line = failure.lines().next().unwrap_or_default().chars().take(110).collect();
         Some((seed - FIRST_SEED + 1, line))
     })
