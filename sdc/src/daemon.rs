@@ -84,6 +84,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             Err(error) => tracing::error!(%error, "the system refuses this client"),
         }
     });
+    let present = link.clone();
+    tokio::spawn(async move { present.keep_present().await });
     tracing::info!(%guid, socket = %manager.nbd_socket().display(), "serving");
     wait_for_end().await?;
     tracing::info!("ending: requests in flight are finished, devices stay for the next start");

@@ -14,6 +14,10 @@ use tokio::sync::{mpsc, watch};
 
 /// How long one attempt to ask may take before it is made anew.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How often the leader is told that this client is there: often enough that a few lost ones mean nothing.
+const PRESENT_PAUSE: Duration = Duration::from_secs(1);
+/// How long one telling may take.
+const PRESENT_PATIENCE: Duration = Duration::from_secs(3);
 
 /// The metadata manager of one system.
 pub struct SystemLink {
@@ -45,6 +49,16 @@ impl SystemLink {
     pub async fn register(&self, guid: Guid, name: Option<String>, address: String) -> Result<(), CommandError> {
         let command = DaemonCommand::RegisterSdc { guid, name, address };
         self.ask(self.daemon_request(command, 0)).await.map(drop)
+    }
+
+    /// Shows the leader again and again that this client is there; for ever.
+    pub async fn keep_present(&self) {
+        loop {
+            if let Err(error) = self.client.request(Request::Present, PRESENT_PATIENCE).await {
+                tracing::debug!(%error, "the leader was not told that this client is there");
+            }
+            tokio::time::sleep(PRESENT_PAUSE).await;
+        }
     }
 
     /// A request that takes effect once however often it is asked: the id is made of this start and of what it is about.

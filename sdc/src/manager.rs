@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use mdm_api::epoch::AttachGeneration;
 use mdm_api::ids::{Guid, SdcId, SystemId, VolumeId};
 use mdm_api::map::ClusterMap;
 use mdm_api::model::AccessMode;
@@ -14,6 +15,7 @@ use sdc_nbd::attach::{AttachConfig, AttachError, Attached, Attacher};
 use sdc_nbd::export::Exports;
 use sdc_nbd::serve::Server;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::export::VolumeExport;
@@ -23,10 +25,14 @@ use crate::metrics::Metrics;
 
 /// How long a tool's request to attach may take.
 const ATTACH_PATIENCE: Duration = Duration::from_secs(30);
+/// How often a waiting request looks whether the device is there.
+const ATTACH_PAUSE: Duration = Duration::from_millis(5);
 
 /// One mapped volume.
 struct Slot {
     name: String,
+    /// The mapping that it belongs to.
+    under: AttachGeneration,
     export: Option<Arc<VolumeExport>>,
     device: Option<Attached>,
     wanted: bool,
@@ -159,7 +165,7 @@ impl Manager {
             let wanted = device.is_some() || self.config.attaches(&record.name);
             let (name, under) = (record.name.clone(), mapping.mapped);
             let asked = Arc::new(Notify::new());
-            slots.insert(volume, Slot { name, export: None, device, wanted, problem: None, asked });
+            slots.insert(volume, Slot { name, under, export: None, device, wanted, problem: None, asked });
             drop(slots);
             tokio::spawn(keeper::keep(self.clone(), volume, under));
         }
@@ -258,7 +264,7 @@ impl Manager {
     pub async fn answer(self: Arc<Self>, request: LocalRequest) -> LocalAnswer {
         match request {
             LocalRequest::Status => LocalAnswer::Status(Box::new(self.status())),
-            LocalRequest::Attach { volume } => self.attach(&volume).await,
+            LocalRequest::Attach { volume, revision } => self.attach(&volume, revision).await,
             LocalRequest::Detach { volume, force } => self.detach(&volume, force).await,
             // The map is pushed as it changes; to look anew is to make sure that all that is in it was acted on.
             LocalRequest::Rescan => {
@@ -315,12 +321,43 @@ impl Manager {
         })
     }
 
-    async fn attach(self: &Arc<Self>, wanted: &str) -> LocalAnswer {
-        let volume = match self.find(wanted) {
+    /// The volume, once the map is at `revision` and what belonged to an earlier mapping of the volume has gone.
+    async fn find_current(&self, wanted: &str, revision: u64, deadline: Instant) -> Result<VolumeId, LocalError> {
+        let mut map = self.link.map();
+        // A map that does not come in time is as good as one without the mapping.
+        let heard = tokio::time::timeout_at(deadline, map.wait_for(|map| map.revision().0 >= revision)).await.is_ok();
+        tracing::debug!(%wanted, revision, heard, "a device is wanted");
+        loop {
+            let now = self.link.map().borrow().clone();
+            let is_mapped = |volume| keeper::mapped(&now, volume, self).map(|(mapping, _)| mapping.mapped);
+            let found = self.find(wanted);
+            let is_current = match &found {
+                Ok(volume) => self.with(*volume, |slot| slot.under) == is_mapped(*volume),
+                // The keeper of a mapping that the map holds is about to start.
+                Err(_) => !self.is_in(&now, wanted),
+            };
+            if is_current || Instant::now() > deadline {
+                return found;
+            }
+            tokio::time::sleep(ATTACH_PAUSE).await;
+        }
+    }
+
+    /// True if the map has a mapping of the volume to this client.
+    fn is_in(&self, map: &ClusterMap, wanted: &str) -> bool {
+        let mut own = map.mappings().filter(|mapping| mapping.sdc == self.sdc()).map(|mapping| mapping.volume);
+        own.any(|volume| {
+            keeper::mapped(map, volume, self)
+                .is_some_and(|(_, record)| record.name == wanted || volume.to_string() == wanted)
+        })
+    }
+
+    async fn attach(self: &Arc<Self>, wanted: &str, revision: u64) -> LocalAnswer {
+        let deadline = Instant::now() + ATTACH_PATIENCE;
+        let volume = match self.find_current(wanted, revision, deadline).await {
             Ok(volume) => volume,
             Err(refused) => return LocalAnswer::Refused(refused),
         };
-        let deadline = tokio::time::Instant::now() + ATTACH_PATIENCE;
         self.with(volume, |slot| {
             slot.wanted = true;
             slot.problem = None;
@@ -331,7 +368,7 @@ impl Manager {
             let now = self.with(volume, |slot| (slot.device.is_some(), self.local_volume(&map, volume, slot)));
             match now {
                 Some((true, local)) => return LocalAnswer::Attached(local),
-                Some((false, local)) if tokio::time::Instant::now() > deadline => {
+                Some((false, local)) if Instant::now() > deadline => {
                     return LocalAnswer::Refused(LocalError {
                         code: LocalErrorCode::Failed,
                         message: format!("volume '{wanted}' is not attached after {} s", ATTACH_PATIENCE.as_secs()),
@@ -347,7 +384,7 @@ impl Manager {
                             remedy: format!("or use {} directly", local.nbd_uri),
                         });
                     }
-                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    tokio::time::sleep(ATTACH_PAUSE).await;
                 }
                 None => {
                     return self.find(wanted).err().map_or(LocalAnswer::Done, LocalAnswer::Refused);

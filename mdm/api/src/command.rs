@@ -3,6 +3,8 @@
 //! People's verbs ([`AdminCommand`], [`Query`]) and the daemons' own requests ([`DaemonCommand`]). A changing command carries
 //! a random request id; asked twice under the same id it takes effect once and gives the same answer.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::config::PgChange;
@@ -126,6 +128,14 @@ pub enum AdminCommand {
         name: String,
         storage_pool: Option<ObjectRef>,
         size_bytes: u64,
+        #[serde(default)]
+        labels: BTreeMap<String, String>,
+    },
+    /// An empty value takes the label away.
+    LabelVolume {
+        volume: ObjectRef,
+        key: String,
+        value: String,
     },
     RenameVolume {
         volume: ObjectRef,
@@ -324,6 +334,9 @@ pub struct SdcView {
     pub sdc: Sdc,
     /// True while it follows the map at the leader or has been heard of lately.
     pub connected: bool,
+    /// For how long the leader has not heard of it, in milliseconds; at most for how long it leads.
+    #[serde(default)]
+    pub silent_ms: u64,
 }
 
 /// The metadata manager's group.

@@ -128,6 +128,8 @@ pub enum Request {
         command: DaemonCommand,
     },
     Query(Query),
+    /// A data client is there. Asked of the leader all the time, so that it knows of whom it has not heard.
+    Present,
     /// What a client needs to open a mapping that it has opened by `OpenMapping`: answered once the fence holds.
     Credential {
         volume: VolumeId,
@@ -159,12 +161,20 @@ pub enum JoinRole {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub enum Response {
-    LoggedIn { token: String, role: UserRole, system: SystemId },
+    LoggedIn {
+        token: String,
+        role: UserRole,
+        system: SystemId,
+    },
     Command(CommandAnswer),
     Query(QueryAnswer),
     Credential(Credential),
+    /// To `Present`.
+    Noted,
     Joined(Joined),
-    JoinToken { token: String },
+    JoinToken {
+        token: String,
+    },
 }
 
 /// What a daemon gets when it joins.
@@ -256,6 +266,8 @@ pub fn decode(bytes: &[u8]) -> Result<ControlMessage, rmp_serde::decode::Error> 
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]
@@ -264,7 +276,12 @@ mod tests {
             id: 7,
             request: Box::new(Request::Admin {
                 request_id: u128::MAX - 5,
-                command: AdminCommand::AddVolume { name: "v".to_owned(), storage_pool: None, size_bytes: 1 << 30 },
+                command: AdminCommand::AddVolume {
+                    name: "v".to_owned(),
+                    storage_pool: None,
+                    size_bytes: 1 << 30,
+                    labels: BTreeMap::new(),
+                },
             }),
         };
         assert_eq!(decode(&encode(&message)).unwrap(), message);

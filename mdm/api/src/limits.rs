@@ -11,6 +11,12 @@ pub const DATA_HEADER_BYTES_MAX: usize = 1 << 20;
 pub const DATA_PAYLOAD_BYTES_MAX: usize = 8 << 20;
 /// Longest name of an object, in bytes: ScaleIO's limit, which its clients rely on.
 pub const NAME_BYTES_MAX: usize = 31;
+/// Labels of one volume.
+pub const LABELS_MAX: usize = 32;
+/// Longest key of a label, in bytes.
+pub const LABEL_KEY_BYTES_MAX: usize = 63;
+/// Longest value of a label, in bytes: the longest file name, which the plugin notes.
+pub const LABEL_VALUE_BYTES_MAX: usize = 255;
 /// The granule of volume sizes.
 pub const VOLUME_GRANULE_BYTES: u64 = 1 << 20;
 /// What the classic spellings round volume sizes up to.

@@ -2,6 +2,8 @@
 //!
 //! Records are plain data: what may become of them is decided in `mdm-core` alone.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::epoch::{AttachGeneration, Revision, SnapSeq};
@@ -180,6 +182,10 @@ pub struct Volume {
     pub created_s: u64,
     /// True while its space is being given back; it can no longer be opened.
     pub removing: bool,
+    /// What those who use the system have noted of it, such as the plugin what a volume was made for. Means nothing to
+    /// the system itself.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// What a mapping allows.

@@ -161,7 +161,12 @@ fn run(live: &mut Live, names: &mut Names, step: &Step) -> Option<()> {
         Step::AddVolume(size_bytes) => {
             names.volumes += 1;
             let name = format!("v{}", names.volumes);
-            let add = AdminCommand::AddVolume { name, storage_pool: None, size_bytes: *size_bytes };
+            let add = AdminCommand::AddVolume {
+                name,
+                storage_pool: None,
+                size_bytes: *size_bytes,
+                labels: Default::default(),
+            };
             let _ = live.world.admin(add);
         }
         Step::RemoveVolume(index) => {

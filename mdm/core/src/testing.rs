@@ -154,7 +154,12 @@ impl World {
     }
 
     pub(crate) fn add_volume(&mut self, name: &str, size_bytes: u64) -> VolumeId {
-        let command = AdminCommand::AddVolume { name: name.to_owned(), storage_pool: None, size_bytes };
+        let command = AdminCommand::AddVolume {
+            name: name.to_owned(),
+            storage_pool: None,
+            size_bytes,
+            labels: Default::default(),
+        };
         let Ok(CommandAnswer::Volume { id, .. }) = self.admin(command) else { panic!("volume refused") };
         id
     }

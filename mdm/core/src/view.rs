@@ -47,15 +47,24 @@ pub fn cluster_view(
     Some(ClusterView { system: system.id, name: system.name.clone(), members, leader, answered_by })
 }
 
-/// Everything. `sdcs`: the clients that are connected.
-pub fn system_view(
-    state: &State,
-    observed: &Observed,
-    cluster: ClusterView,
-    sdcs: &BTreeSet<SdcId>,
-) -> Option<SystemView> {
+/// What the leader knows of the clients.
+pub struct Clients {
+    /// For how long each has not been heard of, in milliseconds.
+    pub silent_ms: BTreeMap<SdcId, u64>,
+    /// Those that follow the map at the leader.
+    pub follows: BTreeSet<SdcId>,
+    /// Who was silent for less counts as connected.
+    pub seen_ms: u64,
+}
+
+/// Everything.
+pub fn system_view(state: &State, observed: &Observed, cluster: ClusterView, clients: &Clients) -> Option<SystemView> {
     let used = used_bytes(state, observed);
-    let sdc = |sdc: &mdm_api::model::Sdc| SdcView { connected: sdcs.contains(&sdc.id), sdc: sdc.clone() };
+    let sdc = |sdc: &mdm_api::model::Sdc| {
+        let silent_ms = clients.silent_ms.get(&sdc.id).copied().unwrap_or(0);
+        let connected = silent_ms < clients.seen_ms || clients.follows.contains(&sdc.id);
+        SdcView { connected, silent_ms, sdc: sdc.clone() }
+    };
     let device = |device: &mdm_api::model::Device| DeviceView {
         used_bytes: used.get(&device.id).copied().unwrap_or(0),
         device: device.clone(),

@@ -59,6 +59,7 @@ fn admin(command: &AdminCommand) -> &'static str {
         A::RenameSdc { .. } => "rename_sdc",
         A::RemoveSdc { .. } => "remove_sdc",
         A::AddVolume { .. } => "add_volume",
+        A::LabelVolume { .. } => "label_volume",
         A::RenameVolume { .. } => "rename_volume",
         A::ResizeVolume { .. } => "resize_volume",
         A::RemoveVolume { .. } => "remove_volume",

@@ -3,7 +3,7 @@
 //! Volatile: born with the leadership and gone with it. What it proposes is compare-and-set, so a deposed leader's late
 //! proposals change nothing (F21). Always true: a batch is proposed only when all of the one before is decided.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mdm_api::command::{ClusterView, SystemView};
 use mdm_api::epoch::Nanos;
@@ -137,9 +137,13 @@ impl Node {
 
     /// Everything, as this leader sees it.
     pub(crate) fn system_view(&self, now: Nanos) -> Result<SystemView, CommandError> {
-        let seen = self.clients_seen.iter().filter(|(_, at)| now.ms_since(**at) < CLIENT_SEEN_MS);
-        let sdcs: BTreeSet<SdcId> = seen.map(|(id, _)| *id).chain(self.connections.following_clients()).collect();
-        view::system_view(&self.state, &self.observed, self.cluster_view(now), &sdcs)
+        // A follower whose host is gone stays one until its connection breaks, so it is not heard for being one.
+        let leads_ms = now.ms_since(self.observed.leader_since());
+        let silent = |sdc: &SdcId| self.clients_seen.get(sdc).map_or(leads_ms, |at| now.ms_since(*at).min(leads_ms));
+        let sdcs: BTreeMap<SdcId, u64> = self.state.sdcs().keys().map(|sdc| (*sdc, silent(sdc))).collect();
+        let follows: BTreeSet<SdcId> = self.connections.following_clients().collect();
+        let clients = view::Clients { silent_ms: sdcs, follows, seen_ms: CLIENT_SEEN_MS };
+        view::system_view(&self.state, &self.observed, self.cluster_view(now), &clients)
             .ok_or_else(|| CommandError::new(ErrorCode::Unavailable, "There is no system yet", "try again in a moment"))
     }
 }

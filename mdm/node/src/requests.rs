@@ -74,9 +74,9 @@ impl Node {
                 PeerRole::Sds(_) | PeerRole::Sdc(_) => Ok(()),
                 _ => Err(not_yours("only daemons ask this")),
             },
-            Request::Credential { .. } => match connection.peer {
+            Request::Credential { .. } | Request::Present => match connection.peer {
                 PeerRole::Sdc(_) => Ok(()),
-                _ => Err(not_yours("only a data client asks for credentials")),
+                _ => Err(not_yours("only a data client asks this")),
             },
             Request::Join { .. } => match connection.peer {
                 PeerRole::Joiner => Ok(()),
@@ -203,6 +203,12 @@ impl Node {
                 PeerRole::Sdc(sdc) => self.read(moment, Read::Credential { key, volume, sdc, opener }),
                 _ => self.answer(key, Err(not_yours("only a data client asks for credentials")), out),
             },
+            Request::Present => {
+                if let PeerRole::Sdc(sdc) = peer {
+                    self.clients_seen.insert(sdc, moment.now);
+                }
+                self.answer_ok(key, Response::Noted, out);
+            }
             Request::Join { role, secret, csr_pem } => self.join_request(moment, key, role, &secret, csr_pem, out),
             Request::JoinToken => {
                 let secret = session::mint_join_secret(&moment.seed);

@@ -356,7 +356,12 @@ impl System {
     }
 
     fn mapped_volume(&mut self) -> VolumeId {
-        let add = AdminCommand::AddVolume { name: "v".to_owned(), storage_pool: None, size_bytes: 1 << 30 };
+        let add = AdminCommand::AddVolume {
+            name: "v".to_owned(),
+            storage_pool: None,
+            size_bytes: 1 << 30,
+            labels: Default::default(),
+        };
         let CommandAnswer::Volume { id, .. } = self.admin(add) else { panic!("no volume") };
         let map = AdminCommand::MapVolume {
             volume: "v".into(),

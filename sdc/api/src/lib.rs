@@ -25,6 +25,10 @@ pub enum LocalRequest {
     Attach {
         /// Its name or id.
         volume: String,
+        /// Whoever has just mapped it says at which revision of the map: the client waits until it has heard of it. 0: it
+        /// answers from what it has.
+        #[serde(default)]
+        revision: u64,
     },
     /// Take the block device away. Refused while something on this host uses it, unless `force`.
     Detach {

@@ -97,7 +97,12 @@ pub fn build(world: &mut World) -> Result<(), String> {
     }
     for place in 0..plan.volumes {
         let size_bytes = plan.chunks << 20;
-        let add = AdminCommand::AddVolume { name: format!("v{place}"), storage_pool: None, size_bytes };
+        let add = AdminCommand::AddVolume {
+            name: format!("v{place}"),
+            storage_pool: None,
+            size_bytes,
+            labels: Default::default(),
+        };
         let CommandAnswer::Volume { id, .. } = command(world, add)? else { return Err("no volume".to_owned()) };
         world.core.directory.volumes.push(id);
         // Some volumes are shared.

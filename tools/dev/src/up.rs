@@ -319,7 +319,12 @@ fn make_volume(
 ) -> anyhow::Result<(String, String, Option<PathBuf>)> {
     progress.step(format!("making volume {name}"));
     let storage_pool = Some(ObjectRef::from(POOL));
-    let answer = admin.change(AdminCommand::AddVolume { name: name.to_owned(), storage_pool, size_bytes })?;
+    let answer = admin.change(AdminCommand::AddVolume {
+        name: name.to_owned(),
+        storage_pool,
+        size_bytes,
+        labels: Default::default(),
+    })?;
     let CommandAnswer::Volume { .. } = answer else { bail!("unexpected answer: {answer:?}") };
     let limits = Limits::default();
     let (volume_ref, access) = (ObjectRef::from(name), AccessMode::ReadWrite);

@@ -226,6 +226,7 @@ fn volumes(view: &SystemView) -> Vec<Row> {
             ("state", json!(if volume.removing { "removing" } else { "normal" })),
             ("mapped_to", Value::Array(mapped.collect())),
             ("created_s", json!(volume.created_s)),
+            ("labels", json!(volume.labels)),
         ])
     });
     rows.collect()

@@ -1,5 +1,7 @@
 //! The table of verbs.
 
+use std::collections::BTreeMap;
+
 use super::arguments::{Argument, Kind, Values};
 use super::{AccountChange, Call, Verb};
 use crate::command::AdminCommand as Admin;
@@ -365,6 +367,7 @@ pub static VERBS: &[Verb] = &[
                     name: v.text("name"),
                     storage_pool: v.object_opt("storage-pool"),
                     size_bytes,
+                    labels: BTreeMap::new(),
                 })
             },
         )
@@ -388,6 +391,19 @@ pub static VERBS: &[Verb] = &[
         CONFIGURE,
         &[E::VolumeNotFound, E::SizeCanOnlyGrow, E::VolumeTooLarge],
         |v| change(Admin::ResizeVolume { volume: v.object("volume"), size_bytes: v.size("size")? }),
+    ),
+    verb(
+        "volume",
+        "label",
+        "Note something of a volume, such as what it is for; the plugin notes what it made there",
+        &[
+            target("volume", "The volume"),
+            required("key", Kind::Name, "What is noted: letters, digits and . _ -, at most 63"),
+            optional("value", Kind::Name, "The note; without it the label is taken away"),
+        ],
+        CONFIGURE,
+        &[E::VolumeNotFound, E::TooMany],
+        |v| change(Admin::LabelVolume { volume: v.object("volume"), key: v.text("key"), value: v.text("value") }),
     ),
     Verb {
         aliases: &["delete"],

@@ -126,9 +126,10 @@ fn admin(state: &mut State, command: &AdminCommand, context: &mut Context<'_>) -
         A::AddSdc { guid, name } => state.add_sdc(*guid, name.as_deref()),
         A::RenameSdc { sdc, name } => state.rename_sdc(sdc, name),
         A::RemoveSdc { sdc } => state.remove_sdc(sdc),
-        A::AddVolume { name, storage_pool, size_bytes } => {
-            state.add_volume(name, storage_pool.as_ref(), *size_bytes, context.at_s)
+        A::AddVolume { name, storage_pool, size_bytes, labels } => {
+            state.add_volume(name, storage_pool.as_ref(), *size_bytes, labels, context.at_s)
         }
+        A::LabelVolume { volume, key, value } => state.label_volume(volume, key, value),
         A::RenameVolume { volume, name } => state.rename_volume(volume, name),
         A::ResizeVolume { volume, size_bytes } => state.resize_volume(volume, *size_bytes),
         A::RemoveVolume { volume } => state.remove_volume(volume),

@@ -8,6 +8,7 @@ pub fn role_needed(command: &AdminCommand) -> UserRole {
     use AdminCommand as A;
     match command {
         A::AddVolume { .. }
+        | A::LabelVolume { .. }
         | A::RenameVolume { .. }
         | A::ResizeVolume { .. }
         | A::RemoveVolume { .. }

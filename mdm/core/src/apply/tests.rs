@@ -58,7 +58,12 @@ fn a_repeated_request_takes_effect_once() {
 #[test]
 fn a_volume_needs_enough_fault_units_and_says_how_many_are_missing() {
     let mut world = World::new(1, 3, 2, 4);
-    let add = || AdminCommand::AddVolume { name: "v".to_owned(), storage_pool: None, size_bytes: GIB };
+    let add = || AdminCommand::AddVolume {
+        name: "v".to_owned(),
+        storage_pool: None,
+        size_bytes: GIB,
+        labels: Default::default(),
+    };
     let error = world.admin(add()).unwrap_err();
     assert_eq!(error.code, ErrorCode::TooFewFaultUnits);
     assert!(error.to_string().contains("only 1") && error.to_string().contains("1 more"), "{error}");
@@ -71,8 +76,12 @@ fn a_volume_needs_enough_fault_units_and_says_how_many_are_missing() {
 fn bad_input_is_refused_with_its_number_and_a_remedy() {
     let (mut world, ..) = two_servers();
     let sdc = world.add_sdc(1);
-    let add =
-        |name: &str, size_bytes| AdminCommand::AddVolume { name: name.to_owned(), storage_pool: None, size_bytes };
+    let add = |name: &str, size_bytes| AdminCommand::AddVolume {
+        name: name.to_owned(),
+        storage_pool: None,
+        size_bytes,
+        labels: Default::default(),
+    };
     assert_eq!(code(world.admin(add("v", GIB))), ErrorCode::VolumeNameInUse);
     assert_eq!(code(world.admin(add("w", 0))), ErrorCode::SizeIllegal);
     assert_eq!(code(world.admin(add("w", 5 * GIB))), ErrorCode::VolumeTooLarge);

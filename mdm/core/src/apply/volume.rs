@@ -1,10 +1,12 @@
 //! Volumes.
 
+use std::collections::BTreeMap;
+
 use mdm_api::command::{CommandAnswer, CommandResult, ObjectRef};
 use mdm_api::epoch::SnapSeq;
 use mdm_api::error::{CommandError, ErrorCode};
 use mdm_api::ids::{StoragePoolId, VolumeId, VtreeId};
-use mdm_api::limits::{VOLUME_BYTES_MAX, VOLUME_GRANULE_BYTES};
+use mdm_api::limits::{LABEL_KEY_BYTES_MAX, LABEL_VALUE_BYTES_MAX, LABELS_MAX, VOLUME_BYTES_MAX, VOLUME_GRANULE_BYTES};
 use mdm_api::map::MapKey;
 use mdm_api::model::Volume;
 
@@ -21,9 +23,12 @@ impl State {
         name: &str,
         pool: Option<&ObjectRef>,
         size_bytes: u64,
+        labels: &BTreeMap<String, String>,
         at_s: u64,
     ) -> CommandResult {
         check_name(name)?;
+        labels.iter().try_for_each(|(key, value)| check_label(key, value))?;
+        check_label_count(labels.len())?;
         let pool = self.find_pool_or_only(pool, |_| true)?.id;
         self.check_volume_name(name, None)?;
         if self.volumes.len() >= VOLUMES_MAX {
@@ -51,6 +56,7 @@ impl State {
             snap_seq: SnapSeq(0),
             created_s: at_s,
             removing: false,
+            labels: labels.clone(),
         };
         self.volumes.insert(id, volume);
         self.touch(MapKey::Volume(id));
@@ -63,6 +69,26 @@ impl State {
         self.check_volume_name(name, Some(id))?;
         if let Some(volume) = self.volumes.get_mut(&id) {
             volume.name = name.to_owned();
+        }
+        self.touch(MapKey::Volume(id));
+        object(id.0)
+    }
+
+    /// Sets a label, or takes it away where the value is empty.
+    pub(super) fn label_volume(&mut self, volume: &ObjectRef, key: &str, value: &str) -> CommandResult {
+        let found = self.find_open_volume(volume)?;
+        let id = found.id;
+        check_label(key, value)?;
+        check_label_count(found.labels.len() + usize::from(!value.is_empty() && !found.labels.contains_key(key)))?;
+        if found.labels.get(key).map_or("", String::as_str) == value {
+            return object(id.0);
+        }
+        if let Some(volume) = self.volumes.get_mut(&id) {
+            if value.is_empty() {
+                volume.labels.remove(key);
+            } else {
+                volume.labels.insert(key.to_owned(), value.to_owned());
+            }
         }
         self.touch(MapKey::Volume(id));
         object(id.0)
@@ -185,6 +211,35 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// Plain keys, so that scripts can name them; values are anybody's text.
+fn check_label(key: &str, value: &str) -> Result<(), CommandError> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if key.is_empty() || key.len() > LABEL_KEY_BYTES_MAX || !key.bytes().all(plain) {
+        return refuse(
+            ErrorCode::InvalidArgument,
+            format!("'{key}' cannot be the key of a label"),
+            format!("use 1 to {LABEL_KEY_BYTES_MAX} letters, digits and . _ -"),
+        );
+    }
+    if value.len() > LABEL_VALUE_BYTES_MAX || value.bytes().any(|byte| byte == 0) {
+        return refuse(
+            ErrorCode::InvalidArgument,
+            format!(
+                "The value of the label '{key}' is longer than {LABEL_VALUE_BYTES_MAX} bytes, or has a zero byte in it"
+            ),
+            "shorten it",
+        );
+    }
+    Ok(())
+}
+
+fn check_label_count(count: usize) -> Result<(), CommandError> {
+    if count > LABELS_MAX {
+        return refuse(ErrorCode::TooMany, "There are too many labels", format!("a volume has at most {LABELS_MAX}"));
+    }
+    Ok(())
 }
 
 fn round_up(size_bytes: u64) -> Result<u64, CommandError> {

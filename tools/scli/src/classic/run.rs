@@ -173,6 +173,7 @@ async fn add_volume(session: &Session, flags: &Flags) -> Result<String, Failure>
         name: flags.need(&["volume_name"])?.to_owned(),
         storage_pool: flags.any(&POOL).map(ObjectRef::from),
         size_bytes,
+        labels: Default::default(),
     };
     match ask::command(session, command).await.map_err(failure)? {
         CommandAnswer::Volume { id, .. } => {

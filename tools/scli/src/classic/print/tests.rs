@@ -120,7 +120,7 @@ fn view() -> SystemView {
         storage_pools: vec![pool],
         sds: vec![sds],
         devices: vec![DeviceView { device, used_bytes: 0 }],
-        sdcs: vec![SdcView { sdc, connected: true }],
+        sdcs: vec![SdcView { sdc, connected: true, silent_ms: 0 }],
         volumes: vec![volume(0x5a2c_67b9_0000_0000, "vol1", 8), volume(0x5a2c_67ba_0000_0001, "vol2", 16)],
         mappings: vec![mapping],
         cluster,

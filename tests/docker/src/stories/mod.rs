@@ -1,0 +1,49 @@
+//! What is tried, and what must come of it.
+//!
+//! Each story begins with nothing mapped and must leave nothing behind: no mount, no device, no record, no mapping.
+
+mod crash;
+mod hostile;
+mod hosts;
+mod walk;
+
+use crate::site::{Plan, Site};
+
+/// A story.
+pub struct Story {
+    /// Its name, a promise.
+    pub name: &'static str,
+    /// Not for every run.
+    pub is_long: bool,
+    /// Tells it.
+    pub tell: fn(&mut Site) -> anyhow::Result<()>,
+}
+
+const fn short(name: &'static str, tell: fn(&mut Site) -> anyhow::Result<()>) -> Story {
+    Story { name, is_long: false, tell }
+}
+
+/// All of them, in order.
+pub const ALL: &[Story] = &[
+    short("data_outlives_its_container", walk::data_outlives_its_container),
+    short("options_are_checked_and_kept", walk::options_are_checked_and_kept),
+    short("every_mount_is_counted_by_its_id", walk::every_mount_is_counted_by_its_id),
+    short("anonymous_volumes_come_and_go", walk::anonymous_volumes_come_and_go),
+    short("what_is_not_there_is_said_to_be_missing", walk::what_is_not_there_is_said_to_be_missing),
+    short("a_killed_plugin_loses_no_count", crash::a_killed_plugin_loses_no_count),
+    short("a_killed_engine_leaves_no_mount_for_ever", crash::a_killed_engine_leaves_no_mount_for_ever),
+    short("an_engine_is_ended_in_good_order", crash::an_engine_is_ended_in_good_order),
+    short("a_killed_data_client_is_a_pause", crash::a_killed_data_client_is_a_pause),
+    short("what_cannot_be_asked_is_not_forgotten", crash::what_cannot_be_asked_is_not_forgotten),
+    short("a_volume_is_on_one_host_at_a_time", hosts::a_volume_is_on_one_host_at_a_time),
+    short("a_host_that_is_cut_off_loses_the_volume", hosts::a_host_that_is_cut_off_loses_the_volume_and_cleans_up),
+    short("hostile_requests_make_nothing", hostile::hostile_requests_get_an_error_and_make_nothing),
+];
+
+/// Shorter spans than the defaults, so that stories are short.
+const PLUGIN: &str = "preempt_grace_s = 5\nrelease_unused_s = 6\nhold_s = 2\nmount_timeout_s = 15\n";
+
+/// The site that the stories need.
+pub fn plan() -> Plan {
+    Plan { mdm: 3, sds: 3, hosts: 3, plugin_config: PLUGIN.to_owned() }
+}
