@@ -26,7 +26,7 @@ impl Machine {
         };
         let here = match self.mapped(system) {
             Ok(here) => here,
-            Err(next) => return next,
+            Err(next) => return *next,
         };
         let is_stale = facts.mounted.is_some_and(|number| device.is_some_and(|device| device.number != number));
         if is_stale {
@@ -52,14 +52,14 @@ impl Machine {
     }
 
     /// The mapping of this host, or what leads to it.
-    fn mapped(&self, system: &InSystem) -> Result<Here, Next> {
+    fn mapped(&self, system: &InSystem) -> Result<Here, Box<Next>> {
         match system.here {
             Some(here) if here.is_going => {
                 let why = "it is still being unmapped from this host".to_owned();
-                Err(Next::Wait { pause_ms: CONFLICT_PAUSE_MS, why })
+                Err(Box::new(Next::Wait { pause_ms: CONFLICT_PAUSE_MS, why }))
             }
             Some(here) => Ok(here),
-            None => Err(match self.facts.as_ref().and_then(|facts| facts.mounted) {
+            None => Err(Box::new(match self.facts.as_ref().and_then(|facts| facts.mounted) {
                 // The mount of a mapping that was taken away: nothing of it must survive the new one.
                 Some(_) => Next::Do(Step::DropMount),
                 None => self.conflict(system).unwrap_or_else(|| {
@@ -68,7 +68,7 @@ impl Machine {
                     let (access, limits) = (spec.access(), spec.limits);
                     Next::Do(Step::Map { volume: system.volume, access, limits, allow_multiple })
                 }),
-            }),
+            })),
         }
     }
 

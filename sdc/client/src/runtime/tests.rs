@@ -74,6 +74,7 @@ fn volume_object(size_bytes: u64) -> MapObject {
         snap_seq: SnapSeq(0),
         created_s: 0,
         removing: false,
+        labels: Default::default(),
     })
 }
 

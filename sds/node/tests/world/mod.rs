@@ -137,6 +137,7 @@ impl World {
                 snap_seq: SnapSeq(0),
                 created_s: 0,
                 removing: false,
+                labels: Default::default(),
             }),
             MapObject::Mapping(mapping(1)),
         ];

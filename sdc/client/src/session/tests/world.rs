@@ -172,6 +172,7 @@ pub(super) fn volume(size_bytes: u64, snap_seq: SnapSeq) -> MapObject {
         snap_seq,
         created_s: 0,
         removing: false,
+        labels: Default::default(),
     })
 }
 

@@ -35,6 +35,7 @@ fn volume(id: u64, name: &str, gib: u64) -> Volume {
         snap_seq: SnapSeq(0),
         created_s: 0,
         removing: false,
+        labels: Default::default(),
     }
 }
 
