@@ -235,6 +235,12 @@ impl Host {
         Ok(())
     }
 
+    /// Waits for a daemon that was killed.
+    pub fn reap(&mut self, daemon: Daemon) -> anyhow::Result<()> {
+        let mut child = self.daemons.remove(&daemon).with_context(|| format!("{daemon:?} does not run"))?;
+        child.wait().context("cannot wait").map(drop)
+    }
+
     /// Kills a daemon where it stands.
     pub fn kill(&mut self, daemon: Daemon) -> anyhow::Result<()> {
         self.signal(daemon, Signal::KILL)
@@ -313,7 +319,8 @@ impl Host {
     pub fn volume_mounts(&self) -> anyhow::Result<Vec<String>> {
         let table = std::fs::read_to_string(format!("/proc/{}/mountinfo", self.keeper.id()))?;
         let own = self.home.join("volumes").display().to_string();
-        Ok(table.lines().filter(|line| line.contains(&own)).map(str::to_owned).collect())
+        let is_own = |line: &&str| line.contains(&own) || line.contains("/propagated-mount/");
+        Ok(table.lines().filter(is_own).map(str::to_owned).collect())
     }
 
     /// Records of the plugin on disk.

@@ -120,6 +120,16 @@ impl Site {
         Ok(tar)
     }
 
+    /// A program under test.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.programs.join(name)
+    }
+
+    /// The password of the plugins' account.
+    pub fn password_file(&self) -> anyhow::Result<&Path> {
+        Ok(&self.around.as_ref().context("the site is not up")?.password_file)
+    }
+
     /// A variable of `dev env`.
     pub fn variable(&self, name: &str) -> anyhow::Result<&str> {
         let found = self.environment.iter().find(|(key, _)| key == name);

@@ -132,7 +132,9 @@ impl Machine {
             (_, Content::Blank) if spec.read_only => {
                 return impossible("is read-only and blank: nothing can be mounted");
             }
-            (MakeState::Making, _) if spec.read_only => return impossible("is read-only, and has no file system yet"),
+            (MakeState::Making, _) if spec.read_only => {
+                return impossible("is read-only, and its file system was never finished");
+            }
             (MakeState::New | MakeState::Given, Content::Blank) => return label(MakeState::Making),
             // Begun, and never finished, so never mounted.
             (MakeState::Making, _) if !self.is_checked => return make(),
@@ -152,7 +154,7 @@ impl Machine {
         mount(Some(filesystem))
     }
 
-    /// What makes a mounted file system fill its device, if it does not yet.
+    /// What makes a mounted file system fill its device, where it does not.
     fn grow(&self, system: &InSystem, device: &Device) -> Option<Step> {
         let spec = &system.spec;
         if spec.read_only || spec.shared || device.size_bytes <= self.grown_to_bytes {

@@ -1,3 +1,5 @@
+//! One volume in a small world: what the machine decides is carried out, fails, is lost, or is killed in between.
+
 use std::collections::BTreeMap;
 
 use mdm_api::epoch::Nanos;

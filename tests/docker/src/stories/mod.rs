@@ -3,8 +3,13 @@
 //! Each story begins with nothing mapped and must leave nothing behind: no mount, no device, no record, no mapping.
 
 mod crash;
+mod database;
 mod hostile;
 mod hosts;
+mod managed;
+mod many;
+mod swarm;
+mod tls;
 mod walk;
 
 use crate::site::{Plan, Site};
@@ -23,6 +28,10 @@ const fn short(name: &'static str, tell: fn(&mut Site) -> anyhow::Result<()>) ->
     Story { name, is_long: false, tell }
 }
 
+const fn long(name: &'static str, tell: fn(&mut Site) -> anyhow::Result<()>) -> Story {
+    Story { name, is_long: true, tell }
+}
+
 /// All of them, in order.
 pub const ALL: &[Story] = &[
     short("data_outlives_its_container", walk::data_outlives_its_container),
@@ -38,6 +47,14 @@ pub const ALL: &[Story] = &[
     short("a_volume_is_on_one_host_at_a_time", hosts::a_volume_is_on_one_host_at_a_time),
     short("a_host_that_is_cut_off_loses_the_volume", hosts::a_host_that_is_cut_off_loses_the_volume_and_cleans_up),
     short("hostile_requests_make_nothing", hostile::hostile_requests_get_an_error_and_make_nothing),
+    short("a_warm_volume_is_mounted_soon", many::a_warm_volume_is_mounted_within_300_ms),
+    short("nothing_is_left_by_killed_operations", many::nothing_is_left_by_operations_that_were_killed),
+    short("an_engine_speaks_tls", tls::an_engine_speaks_tls_with_both_certificates),
+    short("the_managed_plugin_serves_too", managed::the_managed_plugin_serves_the_same_volumes),
+    short("a_service_is_moved_off_a_lost_node", swarm::a_service_whose_node_is_cut_off_runs_elsewhere),
+    long("a_database_loses_no_transaction", database::a_database_loses_no_transaction),
+    long("ten_thousand_volumes_are_listed", many::ten_thousand_volumes_are_listed),
+    long("nothing_is_left_by_many_operations", many::nothing_is_left_by_many_operations_that_were_killed),
 ];
 
 /// Shorter spans than the defaults, so that stories are short.
