@@ -408,7 +408,7 @@ impl Opener {
             }
             let Some(records) = current.then(|| decode_page(&bytes)).flatten() else {
                 self.lost_pages += 1;
-                store.meta.touch_page(*page as u32);
+                store.touch_page(*page as u32);
                 continue;
             };
             for (index, record) in records.into_iter().enumerate() {
@@ -422,7 +422,7 @@ impl Opener {
 
     fn begin_ring(&mut self) {
         let store = self.store.as_mut().expect("chosen before");
-        store.meta.finish_loading();
+        store.layers.finish_loading();
         let (geometry, root, salt) = (store.super_block.geometry, store.super_block.checkpoint, store.super_block.salt);
         let scanner = Scanner::new(geometry.journal_bytes, salt, root.tail, root.tail_chain, root.tail_incarnation);
         self.phase = Phase::Ring(Box::new(scanner));
@@ -454,9 +454,9 @@ impl Opener {
     /// All is read: the verdict, and the super block that remembers it.
     fn conclude(&mut self, end: &JournalEnd, out: &mut Vec<DiskRequest>) -> Result<(), OpenError> {
         let store = self.store.as_mut().expect("chosen before");
-        let replay = std::mem::take(&mut self.replay);
+        let mut replay = std::mem::take(&mut self.replay);
+        self.sound &= store.finish_replay(&mut replay);
         let twice = replay.twice;
-        self.sound &= store.finish_replay(replay);
         let block = &mut store.super_block;
         let known = block.checkpoint.durable;
         let contradiction = self.contradiction.or((!self.sound).then_some(end.lsn));

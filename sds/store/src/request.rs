@@ -368,6 +368,12 @@ pub struct Counters {
     pub payload_bytes: u64,
     /// Entries, states and promises written again at the head.
     pub reappended: u64,
+    /// Bytes of large writes that went to units of their own.
+    pub staged_bytes: u64,
+    /// Metadata pages read again for the checksums in them.
+    pub pages_read: u64,
+    /// Metadata pages that were bad when they were read again.
+    pub pages_lost: u64,
     /// Writes of blocks to their home.
     pub home_writes: u64,
     /// Bytes of them.

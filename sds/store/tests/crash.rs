@@ -6,7 +6,7 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use mdm_api::epoch::{Epoch, Seq, SnapSeq, Term, Version};
@@ -14,6 +14,7 @@ use mdm_api::ids::VtreeId;
 use sds_api::block::{BlockRange, LayerKey};
 use sds_api::checksum::block_checksums;
 use sds_api::entry::{Entry, EntryBody};
+use sds_store::error::StoreError;
 use sds_store::request::{Answer, LayerContent, Output, PieceContent, Recovered, RecoveredPg, Request, Token, Verdict};
 use sds_store::store::Options;
 use support::model::{Cell, Content, PgModel, data, fill, layer, pg, write, zero};
@@ -45,6 +46,20 @@ struct World {
     value: u64,
     images: u64,
     quiet: bool,
+    options: Options,
+    repairs: BTreeSet<Token>,
+}
+
+/// Every other seed has little memory, every third makes a large write of what is hardly one.
+fn options_of(seed: u64) -> Options {
+    let mut options = Options::default();
+    if seed.is_multiple_of(2) {
+        (options.payload_cache_bytes, options.checksum_cache_bytes) = (0, 0);
+    }
+    if !seed.is_multiple_of(3) {
+        options.large_blocks_min = 16;
+    }
+    options
 }
 
 fn state_bytes(value: u64) -> Bytes {
@@ -54,7 +69,7 @@ fn state_bytes(value: u64) -> Bytes {
 impl World {
     fn new(seed: u64) -> Self {
         Self {
-            machine: Machine::fresh(SIZE, JOURNAL),
+            machine: Machine::fresh_with(SIZE, JOURNAL, options_of(seed)),
             random: Random(seed),
             models: vec![PgModel { term: 1, ..PgModel::default() }; PGS as usize],
             appends: BTreeMap::new(),
@@ -65,6 +80,8 @@ impl World {
             value: seed << 32,
             images: 0,
             quiet: false,
+            options: options_of(seed),
+            repairs: BTreeSet::new(),
         }
     }
 
@@ -87,7 +104,12 @@ impl World {
         let term = self.models[index as usize].term;
         let first = self.random.below(60) as u16;
         match self.random.below(100) {
-            0..=74 => {
+            0..=5 => {
+                let (first, units) = (16 * self.random.below(4) as u16, 1 + self.random.below(2));
+                let values = self.values(16 * units);
+                write(pg(index), term, seq, key, first, &values)
+            }
+            6..=74 => {
                 let count = 1 + self.random.below(4);
                 let values = self.values(count);
                 write(pg(index), term, seq, key, first, &values)
@@ -161,6 +183,32 @@ impl World {
         }
     }
 
+    /// A block gets the content that it has.
+    fn repair(&mut self) {
+        let index = self.random.below(u64::from(PGS)) as u32;
+        let key = self.layer_of(index);
+        let model = &self.models[index as usize];
+        let contents = model.contents(model.committed);
+        let Some(content) = contents.get(&key) else { return };
+        let values: Vec<(u16, u64)> = content
+            .cells
+            .iter()
+            .filter_map(|(block, cell)| match cell {
+                Cell::Value(value) => Some((*block, *value)),
+                Cell::Zero => None,
+            })
+            .collect();
+        if values.is_empty() {
+            return;
+        }
+        let (block, value) = values[self.random.below(values.len() as u64) as usize];
+        let data = data(&[value]);
+        let checksum = block_checksums(&data)[0];
+        let token = self.machine.request(Request::Repair { layer: key, block, checksum, data });
+        self.repairs.insert(token);
+        self.settle_outputs();
+    }
+
     /// Waits until nothing is open, then begins a change that must be all there or not at all.
     fn begin_change(&mut self) {
         self.finish_requests();
@@ -228,7 +276,10 @@ impl World {
         while let Some(output) = self.machine.outputs.pop_front() {
             match output {
                 Output::Done { token, result } => {
-                    if let Some((index, seq)) = self.appends.remove(&token) {
+                    if self.repairs.remove(&token) {
+                        let moved = [StoreError::Changed, StoreError::NotFound, StoreError::NoJournalSpace];
+                        assert!(result.as_ref().err().is_none_or(|error| moved.contains(error)), "{result:?}");
+                    } else if let Some((index, seq)) = self.appends.remove(&token) {
                         result.unwrap();
                         let model = &mut self.models[index as usize];
                         model.acked = model.acked.max(seq);
@@ -333,7 +384,7 @@ impl World {
     }
 
     fn compare(&self, mut disk: Disk, models: &[PgModel], applied: bool) -> Result<(), String> {
-        let (store, recovered) = open(&mut disk, Options::default()).map_err(|error| error.to_string())?;
+        let (store, recovered) = open(&mut disk, self.options).map_err(|error| error.to_string())?;
         let mut machine = Machine::new(disk, store);
         for (index, model) in models.iter().enumerate() {
             let through = compare_log(&recovered, index as u32, model)?;
@@ -356,12 +407,13 @@ impl World {
             *model = Self::changed(model, &change);
         }
         let mut disk = disk;
-        let (store, recovered) = open(&mut disk, Options::default()).unwrap();
+        let (store, recovered) = open(&mut disk, self.options).unwrap();
         let (now, token) = (self.machine.now, self.machine.token);
         self.machine = Machine::new(disk, store);
         (self.machine.now, self.machine.token) = (now, token);
         self.change = None;
         self.appends.clear();
+        self.repairs.clear();
         self.states.clear();
         self.promises.clear();
         for index in 0..PGS {
@@ -395,7 +447,8 @@ impl World {
                 self.save_state(index);
             }
             500..=519 if self.change.is_none() => self.begin_change(),
-            520..=549 => self.read_live(),
+            520..=539 => self.read_live(),
+            540..=549 if self.change.is_none() => self.repair(),
             550..=554 => self.crash(),
             _ => {
                 self.complete_one();

@@ -324,7 +324,7 @@ fn a_copy_replaces_a_layer_and_later_entries_go_on_top() {
 fn small_memory_changes_nothing_but_where_payload_is_read_from() {
     let mut disk = Disk::new(SIZE);
     format(&mut disk, parameters(SIZE, JOURNAL)).unwrap();
-    let options = Options { payload_cache_bytes: 0 };
+    let options = Options { payload_cache_bytes: 0, ..Options::default() };
     let (store, _) = open(&mut disk, options).unwrap();
     let mut machine = Machine::new(disk, store);
     for seq in 1..=6 {

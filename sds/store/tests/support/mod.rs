@@ -254,9 +254,13 @@ impl Machine {
     }
 
     pub fn fresh(size: u64, journal: u64) -> Self {
+        Self::fresh_with(size, journal, Options::default())
+    }
+
+    pub fn fresh_with(size: u64, journal: u64, options: Options) -> Self {
         let mut disk = Disk::new(size);
         format(&mut disk, parameters(size, journal)).unwrap();
-        let (store, recovered) = open(&mut disk, Options::default()).unwrap();
+        let (store, recovered) = open(&mut disk, options).unwrap();
         assert_eq!(recovered.open_count, 1);
         Self::new(disk, store)
     }
