@@ -19,7 +19,7 @@ use sds_store::format::{FormatParameters, Formatter};
 use sds_store::io::DiskRequest;
 use sds_store::open::{OpenParameters, Opened, Opener};
 use sds_store::request::{Answer, Event, Output, PieceContent, Request, Token};
-use sds_store::store::{Options, Store};
+use sds_store::store::Store;
 
 use super::Disk;
 use super::cell::{Cell, Kind, Latencies, Place, Random, Round, Stop};
