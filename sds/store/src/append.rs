@@ -14,6 +14,7 @@ use crate::journal::{Journal, Purpose};
 use crate::layer::{Pending, units_of};
 use crate::limits::{STATE_BYTES_MAX, STATES_SHARE};
 use crate::pg::{Kept, LogEntry, Pg};
+use crate::planted::Bug;
 use crate::request::{Answer, Output, Token};
 use crate::store::{Item, Owner, Store};
 
@@ -306,7 +307,7 @@ impl Store {
             self.journal.launched(cut.lsn, cut.bytes, writes, cut.items, cut.tokens);
             for ((offset, length), buffers) in pieces.into_iter().zip([first, second]) {
                 if length > 0 {
-                    let op = DiskOp::Write { offset, buffers, durable: true };
+                    let op = DiskOp::Write { offset, buffers, durable: !self.options.has(Bug::EarlyAnswer) };
                     self.submit(Owner::Frame(cut.lsn), IoClass::Foreground, op, out);
                 }
             }

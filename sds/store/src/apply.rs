@@ -21,6 +21,7 @@ use crate::io::{DiskError, DiskOp, IoClass};
 use crate::journal::record::NO_AU;
 use crate::layout::RECORDS_PER_PAGE;
 use crate::limits::{APPLY_JOBS_IDLE, APPLY_JOBS_MAX, LOG_BYTES_MAX};
+use crate::planted::Bug;
 use crate::request::Output;
 use crate::store::{Owner, Store};
 
@@ -82,6 +83,12 @@ impl Job {
         self.pg
     }
 
+    /// The units of the chunk that it writes to, one bit each.
+    fn units_written(&self) -> u16 {
+        let written = self.targets.iter().filter(|target| matches!(target.content, Content::Data { .. }));
+        written.fold(0, |mask, target| mask | 1 << (target.block / AU_BLOCKS))
+    }
+
     /// True if the job writes the block in place.
     fn writes(&self, block: u16) -> bool {
         let found = self.targets.binary_search_by_key(&block, |target| target.block);
@@ -103,7 +110,8 @@ impl Store {
             APPLY_JOBS_MAX
         } else if used > ring / 4 || self.log_bytes > LOG_BYTES_MAX * 3 / 4 {
             APPLY_JOBS_MAX / 2
-        } else if self.is_pressed() || self.is_idle() {
+        } else if self.is_pressed() || self.is_idle() || self.staged_units > 0 {
+            // Large writes are applied at once: it costs nothing, and frees what they replace.
             APPLY_JOBS_IDLE
         } else {
             0
@@ -111,6 +119,9 @@ impl Store {
     }
 
     pub(crate) fn start_jobs(&mut self, out: &mut Vec<Output>) {
+        if self.parked > 0 && self.is_hurried() {
+            self.unpark_all();
+        }
         if self.ripe.is_empty() || !self.controls.is_empty() {
             return;
         }
@@ -195,6 +206,11 @@ impl Store {
             self.drop_if_unused(key);
             return;
         };
+        if !self.is_hurried() && self.is_on_pins(&job) {
+            self.sums.unpin(page);
+            self.park(job.pg, key, out);
+            return;
+        }
         if !self.find_room(&mut job) {
             // No unit to be had before the next checkpoint: later.
             self.sums.unpin(page);
@@ -213,6 +229,30 @@ impl Store {
         }
         for (part, (offset, length)) in reads.into_iter().enumerate() {
             self.submit(Owner::JobRead(id, part), IoClass::Apply, DiskOp::Read { offset, length }, out);
+        }
+    }
+
+    /// There is no time to wait for states.
+    fn is_hurried(&self) -> bool {
+        self.is_draining() || self.is_idle() || self.journal.used() > self.journal.ring_bytes() / 2
+    }
+
+    /// True if the job writes to a unit that a large write in the log still needs.
+    fn is_on_pins(&self, job: &Job) -> bool {
+        let pins = self.layers.at(job.slot).and_then(|layer| layer.active()).map_or(0, |active| active.pins());
+        pins & job.units_written() != 0 && !self.options.has(Bug::IgnorePins)
+    }
+
+    /// The layer waits for a state of its group that lets the large write go: cheaper than moving what it wrote.
+    fn park(&mut self, pg_id: PgId, key: LayerKey, out: &mut Vec<Output>) {
+        let Some(layer) = self.layers.get_mut(&key) else { return };
+        layer.active_mut().queued = true;
+        let Some(pg) = self.pgs.get_mut(&pg_id) else { return };
+        pg.parked.push(key);
+        self.parked += 1;
+        if !pg.state_wanted {
+            pg.state_wanted = true;
+            out.push(Output::WantState { pg: pg_id });
         }
     }
 
@@ -297,11 +337,10 @@ impl Store {
     /// Gets a unit for every part of the chunk that needs a fresh one. False, and nothing taken, if there are too few.
     fn find_room(&mut self, job: &mut Job) -> bool {
         let layer = self.layers.get(&job.key).expect("it was just folded");
-        let pins = layer.active().map_or(0, |active| active.pins());
+        let ignores = self.options.has(Bug::IgnorePins);
+        let pins = layer.active().filter(|_| !ignores).map_or(0, |active| active.pins());
         let aus = layer.aus;
-        let written = |content: &Content| matches!(content, Content::Data { .. });
-        let needed = job.targets.iter().filter(|target| written(&target.content));
-        let needed = needed.fold(0_u16, |mask, target| mask | 1 << (target.block / AU_BLOCKS));
+        let needed = job.units_written();
         debug_assert!(
             job.taken.iter().all(|(au, ..)| needed & 1 << au == 0),
             "nothing newer is written to what is taken"
@@ -473,6 +512,7 @@ impl Store {
                 let staged =
                     log.and_then(|log| log.staged.as_mut()).expect("a large write is kept until it is applied");
                 staged.owned &= !(1 << au);
+                self.staged_units -= 1;
             }
         }
     }

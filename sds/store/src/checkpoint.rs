@@ -16,6 +16,7 @@ use crate::fetch::Waiter;
 use crate::io::{DiskOp, IoClass};
 use crate::limits::{CHECKPOINT_IDLE_MS, DIRTY_PAGES_MAX};
 use crate::meta::page::RecordParts;
+use crate::planted::Bug;
 use crate::request::{Answer, Output, Token};
 use crate::store::{Owner, Store};
 use crate::superblock::{CheckpointRoot, SuperBlock};
@@ -58,7 +59,7 @@ impl Store {
         let candidate = self.journal.tail_candidate().lsn;
         let (gain, ring) = (candidate - self.journal.tail(), self.journal.ring_bytes());
         let gained = gain >= ring / 8 || (gain > 0 && gain >= ring / 32 && self.journal.used() > ring / 2);
-        let released = self.units_are_short() && candidate >= self.units.quarantined_before();
+        let released = self.units_are_short() && 2 * self.units.releasable(candidate) >= self.units.quarantined();
         let stale = self.is_idle()
             && self.now.ms_since(self.last_checkpoint) >= CHECKPOINT_IDLE_MS
             && (gain >= ring / 32 || self.meta.dirty_pages() > 0);
@@ -102,7 +103,8 @@ impl Store {
             writes.extend(image.writes);
             pages = image.pages;
         }
-        let step = if writes.is_empty() { Step::SuperFirst } else { Step::FlushHomes };
+        let swaps = self.options.has(Bug::SwapCheckpoint);
+        let step = if writes.is_empty() || swaps { Step::SuperFirst } else { Step::FlushHomes };
         self.last_checkpoint = self.now;
         self.checkpoint = Some(Checkpoint { step, left: 0, writes, pages, super_block: self.super_block, tokens });
         self.begin_step(out);
@@ -155,12 +157,15 @@ impl Store {
         if checkpoint.left > 0 {
             return;
         }
+        let (skips, swaps) = (self.options.has(Bug::SkipFlush), self.options.has(Bug::SwapCheckpoint));
         checkpoint.step = match checkpoint.step {
+            Step::SuperSecond if swaps && !checkpoint.writes.is_empty() => Step::WritePages,
+            Step::WritePages if skips => Step::SuperFirst,
             Step::FlushHomes => Step::WritePages,
-            Step::WritePages => Step::FlushPages,
+            Step::WritePages if !swaps => Step::FlushPages,
             Step::FlushPages => Step::SuperFirst,
             Step::SuperFirst => Step::SuperSecond,
-            Step::SuperSecond => {
+            Step::WritePages | Step::SuperSecond => {
                 self.finish_checkpoint(out);
                 return;
             }

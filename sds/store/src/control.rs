@@ -264,6 +264,7 @@ impl Store {
 
     /// Lets go of everything of a group that is not in layers.
     pub(crate) fn forget_log(&mut self, pg_id: PgId) {
+        self.unpark(pg_id);
         let Some(pg) = self.pgs.remove(&pg_id) else { return };
         for log in pg.log.into_values() {
             self.dispose(pg_id, log);
@@ -327,6 +328,20 @@ impl Store {
                 self.dispose(pg_id, log);
             }
         }
+        self.unpark(pg_id);
+    }
+
+    /// Layers that waited for a state are tried again.
+    pub(crate) fn unpark(&mut self, pg_id: PgId) {
+        let parked = self.pgs.get_mut(&pg_id).map(|pg| std::mem::take(&mut pg.parked)).unwrap_or_default();
+        self.parked -= parked.len();
+        self.ripe.extend(parked);
+    }
+
+    /// What waits for states waits no longer when room is needed now.
+    pub(crate) fn unpark_all(&mut self) {
+        let ids: Vec<PgId> = self.pgs.iter().filter(|(_, pg)| !pg.parked.is_empty()).map(|(id, _)| *id).collect();
+        ids.into_iter().for_each(|id| self.unpark(id));
     }
 
     /// Hands entries that are now committed for certain to the apply queue.
@@ -368,20 +383,23 @@ impl Store {
     /// asks for states where applied entries do.
     pub(crate) fn relocate(&mut self, out: &mut Vec<Output>) {
         let (head, ring) = (self.journal.head(), self.journal.ring_bytes());
-        let squeezed = self.units_are_short() && !self.journal.is_busy() && self.checkpoint.is_none();
         // Before what is left is no more than the servers keep back from writers (a quarter): they would wait for each other.
         let stuck = self.journal.used() > ring / 8 * 5 && self.now.ms_since(self.relocated_when) >= RETRY_MS;
         let regular = stuck || head - self.relocated_at >= ring / 16;
-        let squeezes = squeezed && self.journal.tail() < self.units.quarantined_before();
+        // Everything before what frees units is carried past it, once for each time that half of them would come free.
+        let goal = self.units.quarantined_before();
+        let waiting = self.units.quarantined() - self.units.releasable(self.squeezed_to);
+        let squeezed = self.units_are_short() && self.checkpoint.is_none() && 2 * waiting >= self.units.quarantined();
+        let squeezes = squeezed && self.journal.tail() < goal && self.squeezed_to < goal;
         if !regular && !squeezes {
             return;
         }
-        if squeezed && !regular && self.relocated_at == head {
-            return;
+        if squeezes {
+            self.squeezed_to = goal;
         }
         let half = head.saturating_sub(ring / 2);
         let quarter = head.saturating_sub(ring / 4);
-        let squeeze = if squeezed { self.units.quarantined_before() } else { 0 };
+        let squeeze = if squeezes { goal } else { 0 };
         // Where memory for the log is short, states are wanted that let go of what is applied, wherever it lies.
         let crowded = if self.log_bytes > LOG_BYTES_MAX * 3 / 4 { head } else { 0 };
         self.carry_forward(half.max(squeeze), half, quarter.max(squeeze).max(crowded), out);
@@ -478,7 +496,9 @@ impl Store {
     /// True if freed units should be made usable before anything else asks for a checkpoint.
     pub(crate) fn units_are_short(&self) -> bool {
         let quarantined = self.units.quarantined();
-        quarantined > 0 && (self.units.available() < self.units.total() / 8 || self.is_idle() || self.is_draining())
+        let available = self.units.available();
+        let is_much = available < self.units.total() / 8 || quarantined > available / 2;
+        quarantined > 0 && (is_much || self.is_idle() || self.is_draining())
     }
 }
 

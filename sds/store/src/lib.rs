@@ -38,6 +38,7 @@ pub mod limits;
 pub mod meta;
 pub mod open;
 mod pg;
+pub mod planted;
 mod read;
 mod replay;
 pub mod request;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use mdm_api::epoch::{Seq, Term};
 use mdm_api::ids::VtreeId;
-use sds_api::block::CHUNK_AUS;
+use sds_api::block::{CHUNK_AUS, LayerKey};
 use sds_api::entry::{Entry, EntryBody};
 
 use crate::stage::Deferred;
@@ -95,6 +95,8 @@ pub(crate) struct Pg {
     pub(crate) state_wanted: bool,
     /// The group is being forgotten.
     pub(crate) forgetting: bool,
+    /// Layers that are applied when a state has let large writes go: see `apply`.
+    pub(crate) parked: Vec<LayerKey>,
     /// Records that wait for a large write before them to be on the medium.
     pub(crate) deferred: VecDeque<Deferred>,
 }

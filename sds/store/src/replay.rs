@@ -23,6 +23,7 @@ use crate::layers::Layers;
 use crate::meta::Meta;
 use crate::meta::page::ChunkRecord;
 use crate::pg::{Kept, LogEntry, Pg, Staged};
+use crate::planted::Bug;
 use crate::request::{Counters, RecoveredEntry, RecoveredPg};
 use crate::store::{Options, Store};
 use crate::sums::Sums;
@@ -45,6 +46,8 @@ impl Store {
         let root = super_block.checkpoint;
         let tail = Mark { lsn: root.tail, chain: root.tail_chain, incarnation: root.tail_incarnation };
         let geometry = super_block.geometry;
+        let mut units = Allocator::new(geometry.au_count);
+        units.frees_at_once = options.has(Bug::FreeAtOnce);
         Self {
             super_block,
             options,
@@ -55,7 +58,7 @@ impl Store {
             fetching: BTreeMap::new(),
             jobs_fetching: 0,
             pages_wanted: 0,
-            units: Allocator::new(geometry.au_count),
+            units,
             meta: Meta::new(&geometry, root.generation, root.root_home),
             counters: Counters::default(),
             failed: None,
@@ -77,6 +80,9 @@ impl Store {
             checkpoint: None,
             last_checkpoint: Nanos(0),
             last_append: Nanos(0),
+            parked: 0,
+            staged_units: 0,
+            squeezed_to: 0,
             relocated_at: 0,
             relocated_when: Nanos(0),
             drains: Vec::new(),
@@ -343,6 +349,7 @@ impl Store {
         for (au, unit) in staged.aus.iter().enumerate().filter(|(_, unit)| **unit != NO_AU) {
             if self.units.claim(*unit) {
                 staged.owned |= 1 << au;
+                self.staged_units += 1;
             } else {
                 replay.twice += 1;
             }

@@ -17,6 +17,7 @@ use crate::journal::Journal;
 use crate::journal::record::{LINK_BYTES, NO_AU, Record, encode_entry, encode_link};
 use crate::layer::units_of;
 use crate::pg::{LogEntry, Staged};
+use crate::planted::Bug;
 use crate::request::{Output, Token};
 use crate::store::{Item, Owner, Store};
 
@@ -80,6 +81,7 @@ impl Store {
     pub(crate) fn stage(&mut self, entry: &Entry, out: &mut Vec<Output>) -> (Staged, usize) {
         let EntryBody::Write { blocks, data, .. } = &entry.body else { unreachable!("only writes are large") };
         let owned = units_of(*blocks);
+        self.staged_units += u64::from(owned.count_ones());
         let mut aus = [NO_AU; CHUNK_AUS];
         for au in (0..CHUNK_AUS).filter(|au| owned & 1 << au != 0) {
             aus[au] = self.units.allocate().expect("the units were counted on admission");
@@ -98,7 +100,7 @@ impl Store {
         let writes = runs.len();
         for (offset, data) in runs {
             self.counters.staged_bytes += data.len() as u64;
-            let op = DiskOp::Write { offset, buffers: vec![data], durable: true };
+            let op = DiskOp::Write { offset, buffers: vec![data], durable: !self.options.has(Bug::EarlyLink) };
             self.submit(Owner::Stage(entry.pg, entry.version), IoClass::Foreground, op, out);
         }
         (Staged { aus, owned }, writes)
@@ -219,6 +221,7 @@ impl Store {
         self.resident -= log.resident;
         self.log_bytes -= log.index_bytes();
         let Some(staged) = &log.staged else { return };
+        self.staged_units -= u64::from(staged.owned.count_ones());
         let seq = log.entry.version.seq;
         if let Some(layer) = effect(&log.entry).and_then(|(key, ..)| self.layers.get_mut(&key)) {
             layer.active_mut().pinned.retain(|(pinned, _)| *pinned != seq);
@@ -246,6 +249,7 @@ impl Store {
         let log = self.pgs.get_mut(&pg_id).and_then(|pg| pg.log.get_mut(&seq));
         let Some(staged) = log.and_then(|log| log.staged.as_mut()) else { return };
         staged.owned().for_each(|(_, unit)| self.units.quarantine(unit, lsn));
+        self.staged_units -= u64::from(staged.owned.count_ones());
         staged.owned = 0;
     }
 }

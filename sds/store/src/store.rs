@@ -26,6 +26,7 @@ use crate::layers::Layers;
 use crate::limits::{CHECKSUM_CACHE_BYTES, IDLE_MS, LARGE_BLOCKS_MIN, PAYLOAD_CACHE_BYTES};
 use crate::meta::Meta;
 use crate::pg::Pg;
+use crate::planted::Bug;
 use crate::read::ReadJob;
 use crate::request::{Answer, Counters, Event, Output, Request, Space, Token};
 use crate::stage::Batch;
@@ -42,6 +43,23 @@ pub struct Options {
     pub checksum_cache_bytes: usize,
     /// Writes of so many blocks and more, if they are whole units, go to fresh units instead of through the journal.
     pub large_blocks_min: u16,
+    /// How it is broken.
+    #[cfg(feature = "planted")]
+    pub bug: Option<Bug>,
+}
+
+impl Options {
+    /// True if it is broken in this way; never without the feature `planted`.
+    #[cfg(feature = "planted")]
+    pub(crate) fn has(&self, bug: Bug) -> bool {
+        self.bug == Some(bug)
+    }
+
+    /// True if it is broken in this way; never without the feature `planted`.
+    #[cfg(not(feature = "planted"))]
+    pub(crate) const fn has(&self, _bug: Bug) -> bool {
+        false
+    }
 }
 
 impl Default for Options {
@@ -50,6 +68,8 @@ impl Default for Options {
             payload_cache_bytes: PAYLOAD_CACHE_BYTES,
             checksum_cache_bytes: CHECKSUM_CACHE_BYTES,
             large_blocks_min: LARGE_BLOCKS_MIN,
+            #[cfg(feature = "planted")]
+            bug: None,
         }
     }
 }
@@ -144,6 +164,12 @@ pub struct Store {
     pub(crate) checkpoint: Option<Checkpoint>,
     pub(crate) last_checkpoint: Nanos,
     pub(crate) last_append: Nanos,
+    /// Layers that wait for states, in all groups.
+    pub(crate) parked: usize,
+    /// Units of large writes that are not applied.
+    pub(crate) staged_units: u64,
+    /// Up to here everything was carried forward to free units.
+    pub(crate) squeezed_to: u64,
     /// Where the head was when old things were last carried forward.
     pub(crate) relocated_at: u64,
     pub(crate) relocated_when: Nanos,

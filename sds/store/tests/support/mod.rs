@@ -18,7 +18,9 @@ use sds_store::open::{OpenParameters, Opened, Opener};
 use sds_store::request::{Event, Output, Recovered, Request, Token};
 use sds_store::store::{Options, Store};
 
+pub mod compare;
 pub mod model;
+pub mod world;
 
 /// Small, seeded, good enough (splitmix64).
 pub struct Random(pub u64);
