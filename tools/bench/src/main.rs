@@ -3,6 +3,7 @@
 //! Figures of one machine at one moment say little; ratios to what the same device does bare, minutes apart on the same
 //! machine, say much. So everything here measures both, in turn, and prints the ratio.
 
+mod memory;
 mod store;
 mod usage;
 
@@ -34,12 +35,15 @@ pub enum Format {
 enum Command {
     /// The chunk store beside the bare device.
     Store(store::Arguments),
+    /// Memory and opening time of a filled store, on a device that keeps journal and metadata and makes its data up.
+    Memory(memory::Arguments),
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.command {
         Command::Store(options) => store::run(&options, arguments.output),
+        Command::Memory(options) => memory::run(&options, arguments.output),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
