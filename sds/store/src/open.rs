@@ -169,6 +169,8 @@ pub struct Opener {
     phase: Phase,
     reader: Reader,
     copies: [Copy; SUPER_COPIES],
+    /// Super blocks that are all zeros: they were wiped, and who knows what else.
+    blank_copies: u64,
     /// There was something that may have been a super block.
     is_damaged: bool,
     newest: u64,
@@ -191,6 +193,7 @@ impl Opener {
             phase: Phase::OuterSupers,
             reader: Reader::default(),
             copies: [Copy::Bad; SUPER_COPIES],
+            blank_copies: 0,
             is_damaged: false,
             newest: 0,
             store: None,
@@ -291,6 +294,7 @@ impl Opener {
 
     fn take_super(&mut self, index: usize, parts: &Parts) {
         let page = parts.first().and_then(|(_, bytes)| bytes.clone()).unwrap_or_default();
+        self.blank_copies += u64::from(!page.is_empty() && page.iter().all(|byte| *byte == 0));
         let looks_like_one = page.starts_with(&SUPER_MAGIC) || page.is_empty();
         self.is_damaged |= looks_like_one;
         self.copies[index] = SuperBlock::decode(&page);
@@ -517,6 +521,8 @@ impl Opener {
             EndVerdict::Contradiction => Some(Suspicion::JournalContradiction { lsn: end.lsn }),
             _ if end.lsn < known => Some(Suspicion::JournalShort { lsn: end.lsn, known }),
             _ if self.lost_pages > 0 => Some(Suspicion::PagesLost { pages: self.lost_pages }),
+            // Before the first opening it is a format that was cut short.
+            _ if self.blank_copies > 0 && block.open_count > 0 => Some(Suspicion::Wiped { copies: self.blank_copies }),
             _ if twice > 0 => Some(Suspicion::ClaimedTwice { units: twice }),
             _ => contradiction.map(|lsn| Suspicion::JournalContradiction { lsn }),
         };

@@ -290,6 +290,12 @@ pub enum Suspicion {
         /// How many.
         units: u64,
     },
+    /// Super blocks are blank that were written: part of the device was wiped, perhaps with the journal.
+    #[error("{copies} super blocks are blank: the device was wiped in places")]
+    Wiped {
+        /// How many.
+        copies: u64,
+    },
     /// An earlier open found it suspect, and nobody has settled it since.
     #[error("found suspect at an earlier open and not settled since")]
     Remembered,

@@ -157,6 +157,21 @@ impl Disk {
         Self { durable, size: self.size, unreadable: self.unreadable.clone(), ..Self::default() }
     }
 
+    /// Of the first write on its way the first block reaches the medium.
+    pub fn tear_first_write(&mut self) {
+        let Some((DiskRequest { op: DiskOp::Write { offset, buffers, .. }, .. }, _)) = self.in_flight.pop_front()
+        else {
+            panic!("no write is on its way");
+        };
+        let (number, data) = blocks_of(offset, &buffers).swap_remove(0);
+        self.durable.insert(number, data);
+    }
+
+    /// Nothing that was not flushed reaches the medium.
+    pub fn without_cache(&self) -> Self {
+        Self { durable: self.durable.clone(), size: self.size, ..Self::default() }
+    }
+
     /// Turns bits of a block over.
     pub fn rot(&mut self, block: u64) {
         let mut data = *self.visible(block);
