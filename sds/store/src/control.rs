@@ -4,6 +4,8 @@
 //! A control takes effect in memory only once its record is durable, in the order of the journal, and not while a layer that
 //! it touches is being applied.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use mdm_api::epoch::Seq;
 use mdm_api::ids::{PgId, VtreeId};
@@ -17,10 +19,13 @@ use crate::journal::record::{Record, encode_entry, encode_link};
 use crate::journal::{Journal, Purpose};
 use crate::layer::{Mend, units_of};
 use crate::limits::{LOG_BYTES_MAX, REMOVE_LAYERS_MAX};
+use crate::read::ReadJob;
 use crate::request::{Answer, Output, Token};
 use crate::stage::link_bytes_max;
 use crate::store::{Item, Store};
 
+/// Entries that are read at once to be written again at the head: their data is in memory meanwhile.
+const CARRIES_MAX: usize = 256;
 /// Milliseconds after which a full journal is looked through again for what holds its tail.
 const RETRY_MS: u64 = 100;
 
@@ -385,7 +390,9 @@ impl Store {
         let (head, ring) = (self.journal.head(), self.journal.ring_bytes());
         // Before what is left is no more than the servers keep back from writers (a quarter): they would wait for each other.
         let stuck = self.journal.used() > ring / 8 * 5 && self.now.ms_since(self.relocated_when) >= RETRY_MS;
-        let regular = stuck || head - self.relocated_at >= ring / 16;
+        // More was to be carried than could be read at once.
+        let resumes = self.carries_left && self.carries().is_empty();
+        let regular = stuck || resumes || head - self.relocated_at >= ring / 16;
         // Everything before what frees units is carried past it, once for each time that half of them would come free.
         let goal = self.units.quarantined_before();
         let waiting = self.units.quarantined() - self.units.releasable(self.squeezed_to);
@@ -440,9 +447,25 @@ impl Store {
                 self.add_state(pg, through, state);
             }
         }
-        for (pg, seq) in entries {
+        let under_way = self.carries();
+        let mut room = CARRIES_MAX.saturating_sub(under_way.len());
+        self.carries_left = false;
+        for (pg, seq) in entries.into_iter().filter(|entry| !under_way.contains(entry)) {
+            let log = self.pgs.get(&pg).and_then(|pg| pg.log.get(&seq));
+            if log.is_some_and(|log| log.staged.is_none() && log.entry.payload().len() < log.entry.payload_bytes()) {
+                if room == 0 {
+                    self.carries_left = true;
+                    break;
+                }
+                room -= 1;
+            }
             self.carry_entry(pg, seq, out);
         }
+    }
+
+    /// Entries that are being read to be written again at the head.
+    fn carries(&self) -> BTreeSet<(PgId, Seq)> {
+        self.reads.values().filter_map(ReadJob::carried).collect()
     }
 
     fn has_own_room(&self, record_bytes: usize, payload_bytes: usize) -> bool {

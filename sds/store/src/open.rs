@@ -294,7 +294,9 @@ impl Opener {
 
     fn take_super(&mut self, index: usize, parts: &Parts) {
         let page = parts.first().and_then(|(_, bytes)| bytes.clone()).unwrap_or_default();
-        self.blank_copies += u64::from(!page.is_empty() && page.iter().all(|byte| *byte == 0));
+        // The last one's place is known for certain only in the second look: the device may have grown.
+        let is_certain = index == 0 || matches!(self.phase, Phase::InnerSupers);
+        self.blank_copies += u64::from(is_certain && !page.is_empty() && page.iter().all(|byte| *byte == 0));
         let looks_like_one = page.starts_with(&SUPER_MAGIC) || page.is_empty();
         self.is_damaged |= looks_like_one;
         self.copies[index] = SuperBlock::decode(&page);

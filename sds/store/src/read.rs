@@ -89,6 +89,14 @@ impl ReadJob {
     pub(crate) fn token(&self) -> Option<Token> {
         self.token
     }
+
+    /// The entry that is to be written again at the head, if it is for that.
+    pub(crate) fn carried(&self) -> Option<(PgId, Seq)> {
+        match &self.purpose {
+            Purpose::Entry { pg, version } if self.token.is_none() => Some((*pg, version.seq)),
+            _ => None,
+        }
+    }
 }
 
 impl Store {

@@ -30,6 +30,8 @@ struct Rig {
     store: Store,
     recovered: Recovered,
     token: u64,
+    /// Operations whose answers were not taken.
+    open: usize,
 }
 
 fn requests_done<T>(
@@ -74,7 +76,7 @@ impl Rig {
     fn open(path: &Path, kind: EngineKind) -> Result<Self, OpenError> {
         let bench = Bench::new_at(kind, path);
         let Opened { store, recovered } = try_open(&bench)?;
-        Ok(Self { bench, store, recovered, token: 0 })
+        Ok(Self { bench, store, recovered, token: 0, open: 0 })
     }
 
     fn formatted(path: &Path, kind: EngineKind) -> Self {
@@ -98,14 +100,17 @@ impl Rig {
                     Output::Done { .. } | Output::WantState { .. } => {}
                 }
             }
-            if !batch.is_empty() {
-                self.bench.device.submit(batch).unwrap();
-            }
+            self.open += batch.len();
+            self.bench.device.submit(batch).unwrap();
             if let Some(answer) = answer {
                 return answer;
             }
-            let event =
-                if self.bench.device.health().in_flight > 0 { Event::Disk(self.bench.wait_any()) } else { Event::Tick };
+            let event = if self.open > 0 {
+                self.open -= 1;
+                Event::Disk(self.bench.wait_any())
+            } else {
+                Event::Tick
+            };
             self.token += 1;
             self.store.step(Nanos(self.token * 50_000_000), event, &mut out);
         }
