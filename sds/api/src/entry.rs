@@ -132,7 +132,7 @@ impl Entry {
         }
     }
 
-    /// Appends the header.
+    /// Appends the header. The data of a write is there, or kept elsewhere and empty here.
     pub fn encode_header(&self, out: &mut Vec<u8>) {
         out.put_u8(ENTRY_VERSION);
         out.put_u8(match self.body {
@@ -151,7 +151,7 @@ impl Entry {
         match &self.body {
             EntryBody::Write { layer, blocks, checksums, data } => {
                 assert!(
-                    checksums.len() == usize::from(blocks.count()) && data.len() == blocks.bytes(),
+                    checksums.len() == usize::from(blocks.count()) && (data.is_empty() || data.len() == blocks.bytes()),
                     "a write has one checksum and {BLOCK_BYTES} bytes for each block"
                 );
                 put_layer(out, *layer);

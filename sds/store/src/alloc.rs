@@ -3,6 +3,8 @@
 //! Always true: a unit is free, used by one chunk layer (I19), or quarantined: freed by a journal record that a replay could
 //! still meet. A quarantined unit is not given out before a checkpoint has moved the tail past that record.
 
+use std::collections::VecDeque;
+
 use mdm_api::mutants::{self, Mutant};
 
 /// The units of a device.
@@ -12,7 +14,10 @@ pub struct Allocator {
     free: u64,
     reserved: u64,
     cursor: u64,
-    quarantine: Vec<(u64, u32)>,
+    /// By position, ascending.
+    quarantine: VecDeque<(u64, u32)>,
+    /// A bug on purpose: there is no quarantine.
+    pub(crate) frees_at_once: bool,
 }
 
 impl Allocator {
@@ -22,7 +27,7 @@ impl Allocator {
         if let (Some(last), true) = (taken.last_mut(), !count.is_multiple_of(64)) {
             *last = u64::MAX << (count % 64);
         }
-        Self { taken, count, free: count, reserved: 0, cursor: 0, quarantine: Vec::new() }
+        Self { taken, count, free: count, reserved: 0, cursor: 0, quarantine: VecDeque::new(), frees_at_once: false }
     }
 
     /// Notes at open that a unit is in use. False if it is already, or does not exist: corruption.
@@ -65,10 +70,14 @@ impl Allocator {
     /// A unit lost its owner through the journal record at `lsn` (I19).
     pub fn quarantine(&mut self, au: u32, lsn: u64) {
         debug_assert!(self.is_taken(au), "only what was given out is freed");
-        if mutants::is_on(Mutant::ReuseFreedUnit) {
+        if self.frees_at_once || mutants::is_on(Mutant::ReuseFreedUnit) {
             return self.give_back(au);
         }
-        self.quarantine.push((lsn, au));
+        let at = match self.quarantine.back() {
+            Some((last, _)) if *last > lsn => self.quarantine.partition_point(|(other, _)| *other <= lsn),
+            _ => self.quarantine.len(),
+        };
+        self.quarantine.insert(at, (lsn, au));
     }
 
     /// A unit that was given out and never recorded anywhere is free again at once.
@@ -80,14 +89,14 @@ impl Allocator {
 
     /// The durable tail has reached `tail`: what records before it freed is free.
     pub fn release_before(&mut self, tail: u64) {
-        let quarantine = std::mem::take(&mut self.quarantine);
-        for (lsn, au) in quarantine {
-            if lsn < tail {
-                self.give_back(au);
-            } else {
-                self.quarantine.push((lsn, au));
-            }
+        while let Some((_, au)) = self.quarantine.pop_front_if(|(lsn, _)| *lsn < tail) {
+            self.give_back(au);
         }
+    }
+
+    /// Units that a tail at this position would release.
+    pub fn releasable(&self, tail: u64) -> u64 {
+        self.quarantine.partition_point(|(lsn, _)| *lsn < tail) as u64
     }
 
     /// Promises units to entries in the journal. Whoever admits them has looked at [`Allocator::available`].
@@ -117,7 +126,7 @@ impl Allocator {
 
     /// The tail must come here for all of the quarantine to be released; 0 if there is none.
     pub fn quarantined_before(&self) -> u64 {
-        self.quarantine.iter().map(|(lsn, _)| lsn + 1).max().unwrap_or(0)
+        self.quarantine.back().map_or(0, |(lsn, _)| lsn + 1)
     }
 
     /// All units.

@@ -11,9 +11,10 @@ use crate::error::StoreError;
 use crate::io::{DiskOp, IoClass};
 use crate::journal::record::{COMMIT_BYTES, Record, encode_entry};
 use crate::journal::{Journal, Purpose};
-use crate::layer::units_of;
+use crate::layer::{Pending, units_of};
 use crate::limits::{STATE_BYTES_MAX, STATES_SHARE};
 use crate::pg::{Kept, LogEntry, Pg};
+use crate::planted::Bug;
 use crate::request::{Answer, Output, Token};
 use crate::store::{Item, Owner, Store};
 
@@ -47,44 +48,75 @@ fn is_well_formed(entry: &Entry) -> bool {
 }
 
 impl Store {
-    pub(crate) fn append(&mut self, token: Token, entries: Vec<Entry>) -> Accepted {
-        self.admit(&entries)?;
+    pub(crate) fn append(&mut self, token: Token, entries: Vec<Entry>, out: &mut Vec<Output>) -> Accepted {
+        // Where fresh units are short, large writes go the way of small ones, into units that are there.
+        let mut staging = entries.iter().any(|entry| self.is_large(entry));
+        if staging && self.admit(&entries, true).is_err() {
+            staging = false;
+        }
+        if !staging {
+            self.admit(&entries, false)?;
+        }
         self.last_append = self.now;
+        let mut batch = None;
         for mut entry in entries {
             let (pg_id, version) = (entry.pg, entry.version);
             if let EntryBody::Write { data, .. } = &mut entry.body {
                 *data = aligned(std::mem::take(data));
             }
-            let payload = entry.payload().clone();
             self.counters.entries += 1;
-            self.counters.payload_bytes += payload.len() as u64;
-            if let Some((key, blocks, needs_room)) = effect(&entry) {
-                let layer = self.layer_or_new(pg_id, key).expect("the slot was counted on admission");
-                layer.pending.push_back(version.seq);
-                if needs_room {
-                    let wanted = layer.units_wanted(blocks);
-                    layer.reserved |= wanted;
-                    self.units.reserve(u64::from(wanted.count_ones()));
-                }
+            self.counters.payload_bytes += entry.payload().len() as u64;
+            let is_staged = staging && self.is_large(&entry);
+            self.note_pending(&entry, is_staged);
+            let (staged, writes) = if is_staged {
+                let (staged, writes) = self.stage(&entry, out);
+                (Some(Box::new(staged)), writes)
+            } else {
+                (None, 0)
+            };
+            let is_deferred = is_staged || self.is_deferring(pg_id);
+            if is_deferred {
+                let batch = *batch.get_or_insert_with(|| self.open_batch(token));
+                self.defer_entry(pg_id, version, batch, self.journal_cost(&entry, is_staged), writes);
+            } else {
+                let (payload, item) = (entry.payload().clone(), Item::first(&entry));
+                self.journal.add(payload, item, record_bytes_max(&entry), |out| encode_entry(&entry, out));
             }
-            let payload_bytes = payload.len();
-            let item = Item::Entry { pg: pg_id, version, payload_lsn: 0, payload_bytes, again: false };
-            self.journal.add(payload, item, record_bytes_max(&entry), |out| encode_entry(&entry, out));
-            self.resident += payload_bytes;
-            let pg = self.pgs.entry(pg_id).or_default();
-            if let EntryBody::DropVtree { vtree } = entry.body {
-                pg.drops.push((version.seq, vtree));
-            }
-            pg.last = version.seq;
-            let log = LogEntry { entry, lsn: None, payload_lsn: 0, applied: false, resident: payload_bytes };
-            pg.log.insert(version.seq, log);
+            let resident = entry.payload().len();
+            let log = LogEntry { entry, lsn: None, payload_lsn: 0, staged, applied: false, resident };
+            self.note_entry(pg_id, version.seq, log);
         }
-        self.journal.wait(token);
+        if batch.is_none() {
+            self.journal.wait(token);
+        }
         Ok(None)
     }
 
+    /// The layer learns what is coming.
+    fn note_pending(&mut self, entry: &Entry, is_staged: bool) {
+        let Some((key, blocks, needs_room)) = effect(entry) else { return };
+        let layer = self.layer_or_new(entry.pg, key).expect("the slot was counted on admission");
+        let wanted = if needs_room && !is_staged { layer.units_wanted(blocks) } else { 0 };
+        let active = layer.active_mut();
+        active.pending.push_back(Pending { seq: entry.version.seq, blocks, is_zero: !needs_room });
+        active.reserved |= wanted;
+        self.units.reserve(u64::from(wanted.count_ones()));
+    }
+
+    /// The group keeps it.
+    fn note_entry(&mut self, pg_id: PgId, seq: Seq, log: LogEntry) {
+        self.resident += log.resident;
+        self.log_bytes += log.index_bytes();
+        let pg = self.pgs.entry(pg_id).or_default();
+        if let EntryBody::DropVtree { vtree } = log.entry.body {
+            pg.drops.push((seq, vtree));
+        }
+        pg.last = seq;
+        pg.log.insert(seq, log);
+    }
+
     /// All or nothing: order, form, journal, slots, units.
-    fn admit(&mut self, entries: &[Entry]) -> Result<(), StoreError> {
+    fn admit(&mut self, entries: &[Entry], staging: bool) -> Result<(), StoreError> {
         if entries.is_empty() || !entries.iter().all(is_well_formed) {
             return Err(StoreError::Malformed);
         }
@@ -110,11 +142,14 @@ impl Store {
                 Some(index) => last[index].1 = entry.version.seq,
                 None => last.push((entry.pg, entry.version.seq)),
             }
-            cost += Journal::<Item>::cost(record_bytes_max(entry), entry.payload().len());
+            let is_staged = staging && self.is_large(entry);
+            cost += self.journal_cost(entry, is_staged);
             control &= matches!(entry.body, EntryBody::EpochStart { .. } | EntryBody::DropVtree { .. });
-            if let Some((key, blocks, needs_room)) = effect(entry) {
+            if let Some((key, blocks, writes)) = effect(entry) {
+                let needs_room = writes && !is_staged;
+                units += if is_staged { u64::from(units_of(blocks).count_ones()) } else { 0 };
                 match self.layers.get(&key) {
-                    Some(layer) if layer.record.pg != entry.pg => return Err(StoreError::Malformed),
+                    Some(layer) if layer.pg() != entry.pg => return Err(StoreError::Malformed),
                     Some(layer) if needs_room => units += u64::from(layer.units_wanted(blocks).count_ones()),
                     Some(_) => {}
                     None => {
@@ -132,7 +167,7 @@ impl Store {
         if cost > self.journal.room(purpose) {
             return Err(StoreError::NoJournalSpace);
         }
-        if new_layers.len() as u64 > self.meta.free_slots() || (units > 0 && units > self.units.available()) {
+        if new_layers.len() as u64 > self.layers.free_slots() || (units > 0 && units > self.units.available()) {
             return Err(StoreError::NoSpace);
         }
         Ok(())
@@ -180,6 +215,7 @@ impl Store {
         }
         pg.state_asked = through;
         pg.last = pg.last.max(through);
+        pg.durable = pg.durable.max(through);
         self.add_state(pg_id, through, state);
         self.journal.wait(token);
         Ok(None)
@@ -271,7 +307,7 @@ impl Store {
             self.journal.launched(cut.lsn, cut.bytes, writes, cut.items, cut.tokens);
             for ((offset, length), buffers) in pieces.into_iter().zip([first, second]) {
                 if length > 0 {
-                    let op = DiskOp::Write { offset, buffers, durable: true };
+                    let op = DiskOp::Write { offset, buffers, durable: !self.options.has(Bug::EarlyAnswer) };
                     self.submit(Owner::Frame(cut.lsn), IoClass::Foreground, op, out);
                 }
             }
@@ -373,18 +409,24 @@ impl Store {
             }
             return;
         };
+        let is_staged = log.staged.is_some();
         if again {
             self.journal.release(log.lsn.expect("what is written again was written"));
             (log.lsn, log.payload_lsn) = (Some(lsn), payload_lsn);
         }
-        if self.resident > self.options.payload_cache_bytes && log.resident > 0 {
+        // What is long is better read from its units than kept.
+        if (is_staged || self.resident > self.options.payload_cache_bytes) && log.resident > 0 {
             self.resident -= log.resident;
             log.resident = 0;
             if let EntryBody::Write { data, .. } = &mut log.entry.body {
                 *data = Bytes::new();
             }
         }
-        if self.pgs.get(&pg_id).is_some_and(|pg| version.seq <= pg.committed_durably()) {
+        let Some(pg) = self.pgs.get_mut(&pg_id) else { return };
+        if !again {
+            pg.durable = pg.durable.max(version.seq);
+        }
+        if version.seq <= pg.committed_durably() {
             self.ripen(pg_id);
         }
     }

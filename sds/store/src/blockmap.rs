@@ -59,6 +59,11 @@ impl BlockMap {
         self.0.iter().zip(other.0).any(|(a, b)| a & b != 0)
     }
 
+    /// True if every block is also in the other.
+    pub fn is_within(&self, other: &Self) -> bool {
+        self.0.iter().zip(other.0).all(|(a, b)| a & !b == 0)
+    }
+
     /// The blocks, ascending.
     pub fn iter(&self) -> impl Iterator<Item = u16> + '_ {
         (0..CHUNK_BLOCKS).filter(|block| self.contains(*block))

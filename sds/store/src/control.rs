@@ -4,23 +4,28 @@
 //! A control takes effect in memory only once its record is durable, in the order of the journal, and not while a layer that
 //! it touches is being applied.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
-use mdm_api::epoch::{Seq, SnapSeq};
+use mdm_api::epoch::Seq;
 use mdm_api::ids::{PgId, VtreeId};
-use sds_api::block::{BLOCK_BYTES, CHUNK_BLOCKS, ChunkId, LayerKey};
+use sds_api::block::{BLOCK_BYTES, CHUNK_BLOCKS, LayerKey};
 use sds_api::checksum::crc32c;
 use sds_api::entry::{Entry, EntryBody};
 
 use crate::append::{Accepted, effect, record_bytes_max};
 use crate::error::StoreError;
-use crate::journal::record::{Record, encode_entry};
+use crate::journal::record::{Record, encode_entry, encode_link};
 use crate::journal::{Journal, Purpose};
 use crate::layer::{Mend, units_of};
-use crate::limits::REMOVE_LAYERS_MAX;
-use crate::meta::page::ChunkRecord;
+use crate::limits::{LOG_BYTES_MAX, REMOVE_LAYERS_MAX};
+use crate::read::ReadJob;
 use crate::request::{Answer, Output, Token};
+use crate::stage::link_bytes_max;
 use crate::store::{Item, Store};
 
+/// Entries that are read at once to be written again at the head: their data is in memory meanwhile.
+const CARRIES_MAX: usize = 256;
 /// Milliseconds after which a full journal is looked through again for what holds its tail.
 const RETRY_MS: u64 = 100;
 
@@ -53,11 +58,6 @@ impl Control {
     }
 }
 
-fn tree_range(vtree: VtreeId) -> std::ops::RangeInclusive<LayerKey> {
-    let key = |index, snap| LayerKey { chunk: ChunkId { vtree, index }, snap_seq: SnapSeq(snap) };
-    key(0, 0)..=key(u64::MAX, u64::MAX)
-}
-
 impl Store {
     pub(crate) fn void(&mut self, token: Token, pg_id: PgId, after: Seq) -> Accepted {
         self.admit_control(pg_id, 32, Purpose::Control)?;
@@ -67,9 +67,13 @@ impl Store {
             return Err(StoreError::Committed);
         }
         self.void_in_memory(pg_id, after);
-        let record = Record::Void { pg: pg_id, after };
-        self.journal.add(Bytes::new(), Item::Void, 32, |out| record.encode(out));
-        self.journal.wait(token);
+        if self.is_deferring(pg_id) {
+            self.defer_void(pg_id, after, token, 32);
+        } else {
+            let record = Record::Void { pg: pg_id, after };
+            self.journal.add(Bytes::new(), Item::Void, 32, |out| record.encode(out));
+            self.journal.wait(token);
+        }
         // The tail must not pass voided entries while their void can still be lost: they would come back with gaps.
         self.unsettled += 1;
         Ok(None)
@@ -80,16 +84,15 @@ impl Store {
         let Some(pg) = self.pgs.get_mut(&pg_id) else { return };
         let gone = pg.log.split_off(&after.next());
         pg.last = pg.last.min(after);
+        pg.durable = pg.durable.min(after);
         pg.ripe = pg.ripe.min(after);
         pg.drops.retain(|(seq, _)| *seq <= after);
         for log in gone.into_values() {
-            if let Some(lsn) = log.lsn {
-                self.journal.release(lsn);
-            }
-            self.resident -= log.resident;
-            if let Some((key, ..)) = effect(&log.entry) {
+            let changed = effect(&log.entry).map(|(key, ..)| key);
+            self.dispose(pg_id, log);
+            if let Some(key) = changed {
                 if let Some(layer) = self.layers.get_mut(&key) {
-                    layer.pending.retain(|seq| *seq <= after);
+                    layer.active_mut().pending.retain(|pending| pending.seq <= after);
                 }
                 self.refresh_reservation(key);
                 self.drop_if_unused(key);
@@ -100,16 +103,19 @@ impl Store {
     /// Promises to a layer exactly the units that its pending writes still need.
     pub(crate) fn refresh_reservation(&mut self, key: LayerKey) {
         let Some(layer) = self.layers.get_mut(&key) else { return };
-        let Some(pg) = self.pgs.get(&layer.record.pg) else { return };
-        let wanted = layer.pending.iter().filter_map(|seq| effect(&pg.log.get(seq)?.entry));
-        let wanted = wanted.filter(|(.., room)| *room).fold(0, |mask, (_, blocks, _)| mask | units_of(blocks));
-        let wanted = wanted & !layer.units_held();
-        self.units.unreserve(u64::from(layer.reserved.count_ones()));
+        let Some(pg) = self.pgs.get(&layer.pg()) else { return };
+        let held = layer.units_held();
+        let Some(active) = layer.active() else { return };
+        let needs_room = |seq: &Seq| pg.log.get(seq).is_some_and(|log| log.staged.is_none());
+        let writes = active.pending.iter().filter(|pending| !pending.is_zero && needs_room(&pending.seq));
+        let wanted = writes.fold(0, |mask, pending| mask | units_of(pending.blocks)) & !held;
+        let active = layer.active_mut();
+        self.units.unreserve(u64::from(active.reserved.count_ones()));
         self.units.reserve(u64::from(wanted.count_ones()));
-        layer.reserved = wanted;
+        active.reserved = wanted;
     }
 
-    fn add_control(&mut self, payload: Bytes, bytes: usize, record: &Record, control: Control) {
+    pub(crate) fn add_control(&mut self, payload: Bytes, bytes: usize, record: &Record, control: Control) {
         self.unsettled += 1;
         self.journal.add(payload, Item::Control(Box::new(control)), bytes, |out| record.encode(out));
     }
@@ -133,8 +139,12 @@ impl Store {
         for install in self.installs.values_mut().filter(|install| install.pg == pg_id) {
             install.cancelled = true;
         }
-        let record = Record::ForgetPg { pg: pg_id };
-        self.add_control(Bytes::new(), 32, &record, Control::Forget { token, pg: pg_id });
+        if self.is_deferring(pg_id) {
+            self.defer_forget(pg_id, token, 32);
+        } else {
+            let record = Record::ForgetPg { pg: pg_id };
+            self.add_control(Bytes::new(), 32, &record, Control::Forget { token, pg: pg_id });
+        }
         Ok(None)
     }
 
@@ -142,8 +152,8 @@ impl Store {
         if block >= CHUNK_BLOCKS || data.len() != BLOCK_BYTES || crc32c(&data) != checksum {
             return Err(StoreError::Malformed);
         }
-        let record = &self.layers.get(&layer).ok_or(StoreError::NotFound)?.record;
-        if !record.present.contains(block) || record.checksums[usize::from(block)] != checksum {
+        let slot = self.layers.get(&layer).ok_or(StoreError::NotFound)?.slot;
+        if !self.is_mend_due(slot, block, checksum) {
             return Err(StoreError::Changed);
         }
         if Journal::<Item>::cost(64, BLOCK_BYTES) > self.journal.room(Purpose::Data) {
@@ -178,12 +188,12 @@ impl Store {
     }
 
     fn is_blocked(&self, control: &Control) -> bool {
-        let busy = |key: &LayerKey| self.layers.get(key).is_some_and(|layer| layer.busy);
+        let busy = |key: &LayerKey| self.layers.get(key).is_some_and(|layer| layer.is_busy());
         match control {
             Control::Remove { layers, .. } => layers.iter().any(busy),
-            Control::Forget { pg, .. } => self.pgs.get(pg).is_some_and(|pg| pg.layers.iter().any(busy)),
+            Control::Forget { pg, .. } => self.jobs.values().any(|job| job.pg() == *pg),
             Control::DropVtree { pg, vtree, .. } => {
-                self.pgs.get(pg).is_some_and(|pg| pg.layers.range(tree_range(*vtree)).any(busy))
+                self.jobs.values().any(|job| job.pg() == *pg && job.key().chunk.vtree == *vtree)
             }
             Control::Install { layer, .. } => busy(layer),
             Control::Mend { .. } => false,
@@ -210,20 +220,23 @@ impl Store {
 
     /// Removes what a layer has at home and takes its effect from its entries up to `through`.
     pub(crate) fn remove_layer(&mut self, pg_id: PgId, key: LayerKey, through: Seq, lsn: u64) {
-        let Some(layer) = self.layers.get_mut(&key).filter(|layer| layer.record.pg == pg_id) else { return };
-        let void: Vec<Seq> = layer.pending.iter().copied().take_while(|seq| *seq <= through).collect();
-        layer.pending.drain(..void.len());
-        for mend in std::mem::take(&mut layer.mends) {
+        let Some(layer) = self.layers.get_mut(&key).filter(|layer| layer.pg() == pg_id) else { return };
+        let slot = layer.slot;
+        let active = layer.active_mut();
+        let void: Vec<Seq> =
+            active.pending.iter().map(|pending| pending.seq).take_while(|seq| *seq <= through).collect();
+        active.pending.drain(..void.len());
+        active.pinned.clear();
+        for mend in std::mem::take(&mut active.mends) {
             self.journal.release(mend.lsn);
         }
         if layer.recorded {
-            for au in layer.record.units() {
+            for au in layer.units() {
                 self.units.quarantine(au, lsn);
             }
-            layer.record = ChunkRecord::new(pg_id, key, 0);
-            layer.recorded = false;
-            layer.changes += 1;
-            self.meta.touch(layer.slot);
+            layer.clear();
+            self.sums.clear(slot);
+            self.touch(slot);
         }
         for seq in void {
             self.mark_applied(pg_id, seq);
@@ -235,7 +248,9 @@ impl Store {
     fn drop_tree(&mut self, pg_id: PgId, vtree: VtreeId, seq: Seq) {
         let Some(pg) = self.pgs.get_mut(&pg_id) else { return };
         pg.drops.retain(|(drop, _)| *drop != seq);
-        let keys: Vec<LayerKey> = pg.layers.range(tree_range(vtree)).copied().collect();
+        let layers = pg.layers.iter().filter_map(|slot| self.layers.at(*slot)).map(|layer| layer.key);
+        let mut keys: Vec<LayerKey> = layers.filter(|key| key.chunk.vtree == vtree).collect();
+        keys.sort_unstable();
         // The units wait for the tail to pass this moment: that is past every record that speaks of them.
         let lsn = self.journal.head();
         for key in keys {
@@ -245,8 +260,7 @@ impl Store {
     }
 
     pub(crate) fn forget_in_memory(&mut self, pg_id: PgId, lsn: u64) {
-        let Some(pg) = self.pgs.get(&pg_id) else { return };
-        for key in pg.layers.iter().copied().collect::<Vec<_>>() {
+        for key in self.keys_of(pg_id) {
             self.remove_layer(pg_id, key, Seq(u64::MAX), lsn);
         }
         // Layers stay only for copies on their way in, which come to nothing: they go with the copy.
@@ -255,12 +269,10 @@ impl Store {
 
     /// Lets go of everything of a group that is not in layers.
     pub(crate) fn forget_log(&mut self, pg_id: PgId) {
+        self.unpark(pg_id);
         let Some(pg) = self.pgs.remove(&pg_id) else { return };
         for log in pg.log.into_values() {
-            self.resident -= log.resident;
-            if let Some(lsn) = log.lsn {
-                self.journal.release(lsn);
-            }
+            self.dispose(pg_id, log);
         }
         let promise = pg.promise.as_ref().map(|kept| kept.lsn);
         let commit = pg.commit_durable.as_ref().map(|kept| kept.lsn);
@@ -281,21 +293,20 @@ impl Store {
         checksum: u32,
         data: Bytes,
     ) -> Result<Answer, StoreError> {
-        let layer = self.layers.get_mut(&key).ok_or(StoreError::Changed)?;
-        if !layer.record.present.contains(block) || layer.record.checksums[usize::from(block)] != checksum {
+        let slot = self.layers.get(&key).ok_or(StoreError::Changed)?.slot;
+        if !self.is_mend_due(slot, block, checksum) {
             return Err(StoreError::Changed);
         }
         self.journal.need(lsn);
-        layer.mends.push(Mend { lsn, block, checksum, data });
-        if !layer.queued {
-            layer.queued = true;
-            self.ripe.push_back(key);
-        }
+        let layer = self.layers.at_mut(slot).ok_or(StoreError::Changed)?;
+        layer.active_mut().mends.push(Mend { lsn, block, checksum, data });
+        self.queue_layer(key);
         Ok(Answer::Done)
     }
 
     /// An entry has had its effect: its data goes; it stays in the log only until the replica's state covers it.
     pub(crate) fn mark_applied(&mut self, pg_id: PgId, seq: Seq) {
+        self.give_up_staged(pg_id, seq);
         let Some(pg) = self.pgs.get_mut(&pg_id) else { return };
         let covered = seq <= pg.through();
         let Some(log) = pg.log.get_mut(&seq) else { return };
@@ -304,9 +315,11 @@ impl Store {
         if let EntryBody::Write { data, .. } = &mut log.entry.body {
             *data = Bytes::new();
         }
-        if covered && let Some(lsn) = log.lsn {
-            self.journal.release(lsn);
-            pg.log.remove(&seq);
+        if covered
+            && log.lsn.is_some()
+            && let Some(log) = pg.log.remove(&seq)
+        {
+            self.dispose(pg_id, log);
         }
     }
 
@@ -315,20 +328,34 @@ impl Store {
         let Some(pg) = self.pgs.get_mut(&pg_id) else { return };
         let covered = pg.log.range(..=pg.through()).filter(|(_, log)| log.applied);
         for seq in covered.map(|(seq, _)| *seq).collect::<Vec<_>>() {
-            if let Some(lsn) = pg.log.remove(&seq).and_then(|log| log.lsn) {
-                self.journal.release(lsn);
+            let log = self.pgs.get_mut(&pg_id).and_then(|pg| pg.log.remove(&seq));
+            if let Some(log) = log {
+                self.dispose(pg_id, log);
             }
         }
+        self.unpark(pg_id);
+    }
+
+    /// Layers that waited for a state are tried again.
+    pub(crate) fn unpark(&mut self, pg_id: PgId) {
+        let parked = self.pgs.get_mut(&pg_id).map(|pg| std::mem::take(&mut pg.parked)).unwrap_or_default();
+        self.parked -= parked.len();
+        self.ripe.extend(parked);
+    }
+
+    /// What waits for states waits no longer when room is needed now.
+    pub(crate) fn unpark_all(&mut self) {
+        let ids: Vec<PgId> = self.pgs.iter().filter(|(_, pg)| !pg.parked.is_empty()).map(|(id, _)| *id).collect();
+        ids.into_iter().for_each(|id| self.unpark(id));
     }
 
     /// Hands entries that are now committed for certain to the apply queue.
     pub(crate) fn ripen(&mut self, pg_id: PgId) {
-        let durable = self.journal.durable();
         let Some(pg) = self.pgs.get_mut(&pg_id).filter(|pg| !pg.forgetting) else { return };
-        let through = pg.committed_durably();
+        let through = pg.committed_durably().min(pg.durable);
         let mut effectless = Vec::new();
         for (seq, log) in pg.log.range(pg.ripe.next()..) {
-            if *seq > through || log.lsn.is_none_or(|lsn| lsn >= durable) {
+            if *seq > through {
                 break;
             }
             pg.ripe = *seq;
@@ -336,8 +363,9 @@ impl Store {
                 _ if log.applied => {}
                 EntryBody::Write { layer: key, .. } | EntryBody::Zero { layer: key, .. } => {
                     let layer = self.layers.get_mut(key).expect("a pending entry keeps its layer");
-                    if !layer.queued {
-                        layer.queued = true;
+                    let active = layer.active_mut();
+                    if !active.queued {
+                        active.queued = true;
                         self.ripe.push_back(*key);
                     }
                 }
@@ -360,21 +388,28 @@ impl Store {
     /// asks for states where applied entries do.
     pub(crate) fn relocate(&mut self, out: &mut Vec<Output>) {
         let (head, ring) = (self.journal.head(), self.journal.ring_bytes());
-        let squeezed = self.units_are_short() && !self.journal.is_busy() && self.checkpoint.is_none();
         // Before what is left is no more than the servers keep back from writers (a quarter): they would wait for each other.
         let stuck = self.journal.used() > ring / 8 * 5 && self.now.ms_since(self.relocated_when) >= RETRY_MS;
-        let regular = stuck || head - self.relocated_at >= ring / 16;
-        let squeezes = squeezed && self.journal.tail() < self.units.quarantined_before();
+        // More was to be carried than could be read at once.
+        let resumes = self.carries_left && self.carries().is_empty();
+        let regular = stuck || resumes || head - self.relocated_at >= ring / 16;
+        // Everything before what frees units is carried past it, once for each time that half of them would come free.
+        let goal = self.units.quarantined_before();
+        let waiting = self.units.quarantined() - self.units.releasable(self.squeezed_to);
+        let squeezed = self.units_are_short() && self.checkpoint.is_none() && 2 * waiting >= self.units.quarantined();
+        let squeezes = squeezed && self.journal.tail() < goal && self.squeezed_to < goal;
         if !regular && !squeezes {
             return;
         }
-        if squeezed && !regular && self.relocated_at == head {
-            return;
+        if squeezes {
+            self.squeezed_to = goal;
         }
         let half = head.saturating_sub(ring / 2);
         let quarter = head.saturating_sub(ring / 4);
-        let squeeze = if squeezed { self.units.quarantined_before() } else { 0 };
-        self.carry_forward(half.max(squeeze), half, quarter.max(squeeze), out);
+        let squeeze = if squeezes { goal } else { 0 };
+        // Where memory for the log is short, states are wanted that let go of what is applied, wherever it lies.
+        let crowded = if self.log_bytes > LOG_BYTES_MAX * 3 / 4 { head } else { 0 };
+        self.carry_forward(half.max(squeeze), half, quarter.max(squeeze).max(crowded), out);
         (self.relocated_at, self.relocated_when) = (self.journal.head(), self.now);
     }
 
@@ -412,9 +447,25 @@ impl Store {
                 self.add_state(pg, through, state);
             }
         }
-        for (pg, seq) in entries {
+        let under_way = self.carries();
+        let mut room = CARRIES_MAX.saturating_sub(under_way.len());
+        self.carries_left = false;
+        for (pg, seq) in entries.into_iter().filter(|entry| !under_way.contains(entry)) {
+            let log = self.pgs.get(&pg).and_then(|pg| pg.log.get(&seq));
+            if log.is_some_and(|log| log.staged.is_none() && log.entry.payload().len() < log.entry.payload_bytes()) {
+                if room == 0 {
+                    self.carries_left = true;
+                    break;
+                }
+                room -= 1;
+            }
             self.carry_entry(pg, seq, out);
         }
+    }
+
+    /// Entries that are being read to be written again at the head.
+    fn carries(&self) -> BTreeSet<(PgId, Seq)> {
+        self.reads.values().filter_map(ReadJob::carried).collect()
     }
 
     fn has_own_room(&self, record_bytes: usize, payload_bytes: usize) -> bool {
@@ -423,7 +474,7 @@ impl Store {
 
     fn carry_entry(&mut self, pg: PgId, seq: Seq, out: &mut Vec<Output>) {
         let Some(log) = self.pgs.get(&pg).and_then(|pg| pg.log.get(&seq)) else { return };
-        if log.entry.payload().len() == log.entry.payload_bytes() {
+        if log.staged.is_some() || log.entry.payload().len() == log.entry.payload_bytes() {
             let entry = log.entry.clone();
             self.add_again(entry);
         } else {
@@ -439,7 +490,8 @@ impl Store {
         let tree = effect(&entry).map(|(key, ..)| key.chunk.vtree);
         let drops = pg.drops.iter().filter(|(seq, vtree)| tree == Some(*vtree) && *seq > entry.version.seq);
         let drops: Vec<Entry> = drops.filter_map(|(seq, _)| pg.log.get(seq)).map(|log| log.entry.clone()).collect();
-        let cost = |entry: &Entry| Journal::<Item>::cost(record_bytes_max(entry), entry.payload().len());
+        let staged = pg.log.get(&entry.version.seq).and_then(|log| log.staged.as_ref()).map(|staged| staged.aus);
+        let cost = |entry: &Entry| Journal::<Item>::cost(link_bytes_max(entry), entry.payload().len());
         let all: Vec<Entry> = std::iter::once(entry).chain(drops).collect();
         // A quarter of the ring stays free of carried entries: else they would only chase each other around.
         if all.iter().map(cost).sum::<u64>() + self.journal.ring_bytes() / 4 > self.journal.room(Purpose::Carry) {
@@ -450,9 +502,15 @@ impl Store {
         if !all.iter().all(|entry| placed(entry).is_some()) {
             return;
         }
-        for entry in all {
+        for (index, entry) in all.into_iter().enumerate() {
             let (pg, version, payload) = (entry.pg, entry.version, entry.payload().clone());
             self.counters.reappended += 1;
+            if let (0, Some(aus)) = (index, staged) {
+                let item = Item::Entry { pg, version, payload_lsn: 0, payload_bytes: 0, again: true };
+                let add = |out: &mut Vec<u8>| encode_link(&entry, &aus, out);
+                self.journal.add(Bytes::new(), item, link_bytes_max(&entry), add);
+                continue;
+            }
             let item = Item::Entry { pg, version, payload_lsn: 0, payload_bytes: payload.len(), again: true };
             self.journal.add(payload, item, record_bytes_max(&entry), |out| encode_entry(&entry, out));
         }
@@ -461,7 +519,9 @@ impl Store {
     /// True if freed units should be made usable before anything else asks for a checkpoint.
     pub(crate) fn units_are_short(&self) -> bool {
         let quarantined = self.units.quarantined();
-        quarantined > 0 && (self.units.available() < self.units.total() / 8 || self.is_idle() || self.is_draining())
+        let available = self.units.available();
+        let is_much = available < self.units.total() / 8 || quarantined > available / 2;
+        quarantined > 0 && (is_much || self.is_idle() || self.is_draining())
     }
 }
 

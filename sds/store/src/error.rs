@@ -141,7 +141,7 @@ pub enum FormatError {
     },
     /// It is an Ashlar device already.
     #[error(
-        "the device is in use as device {device} of system {system}: remove it there, or blank its first MiB to destroy what it holds"
+        "the device is in use as device {device} of system {system}: remove it there, or blank its first and its last MiB to destroy what it holds"
     )]
     AshlarDevice {
         /// Whose.

@@ -10,11 +10,11 @@ use sds_api::buf::aligned;
 use sds_api::checksum::crc32c;
 
 use crate::append::{Accepted, split_buffers};
+use crate::blockmap::BlockMap;
 use crate::error::StoreError;
 use crate::io::{DiskOp, IoClass};
 use crate::journal::record::{InstallRecord, NO_AU, Record};
 use crate::journal::{Journal, Purpose};
-use crate::meta::page::ChunkRecord;
 use crate::request::{Answer, LayerContent, Output, Token};
 use crate::store::{Item, Owner, Store};
 
@@ -56,17 +56,17 @@ impl Store {
         content: LayerContent,
         out: &mut Vec<Output>,
     ) -> Accepted {
-        if !is_sound(&content) || self.layers.get(&key).is_some_and(|layer| layer.record.pg != pg) {
+        if !is_sound(&content) || self.layers.get(&key).is_some_and(|layer| layer.pg() != pg) {
             return Err(StoreError::Malformed);
         }
         if self.pgs.get(&pg).is_some_and(|pg| pg.forgetting) {
             return Err(StoreError::OutOfOrder);
         }
-        if self.layers.get(&key).is_some_and(|layer| layer.record.version.seq > content.version.seq) {
+        if self.layers.get(&key).is_some_and(|layer| layer.version.seq > content.version.seq) {
             return Err(StoreError::Committed);
         }
         let units = (0..CHUNK_AUS).filter(|au| content.present.touches_au(*au)).count() as u64;
-        if self.units.available() < units || (!self.layers.contains_key(&key) && self.meta.free_slots() == 0) {
+        if self.units.available() < units || (self.layers.get(&key).is_none() && self.layers.free_slots() == 0) {
             return Err(StoreError::NoSpace);
         }
         // The room for the claim is kept from here on: a copy that was begun does not fail for want of it.
@@ -77,7 +77,7 @@ impl Store {
         for (au, unit) in aus.iter_mut().enumerate().filter(|(au, _)| content.present.touches_au(*au)) {
             *unit = self.units.allocate().unwrap_or_else(|| unreachable!("unit {au} of {units} available ones"));
         }
-        self.layer_or_new(pg, key).expect("a slot was seen to be free").holds += 1;
+        self.layer_or_new(pg, key).expect("a slot was seen to be free").active_mut().holds += 1;
         let record = InstallRecord {
             pg,
             layer: key,
@@ -150,7 +150,7 @@ impl Store {
 
     fn release_hold(&mut self, key: LayerKey) {
         if let Some(layer) = self.layers.get_mut(&key) {
-            layer.holds -= 1;
+            layer.active_mut().holds -= 1;
         }
         self.drop_if_unused(key);
     }
@@ -161,12 +161,12 @@ impl Store {
         let key = install.record.layer;
         let version = install.record.version;
         self.replace_record(&install.record, lsn);
-        let layer = self.layers.get_mut(&key).expect("a held layer stays");
-        let under: Vec<_> = layer.pending.iter().copied().take_while(|seq| *seq <= version.seq).collect();
-        layer.pending.drain(..under.len());
-        if !layer.pending.is_empty() && !layer.queued {
-            layer.queued = true;
-            self.ripe.push_back(key);
+        let active = self.layers.get_mut(&key).expect("a held layer stays").active_mut();
+        let pending = active.pending.iter().map(|pending| pending.seq);
+        let under: Vec<_> = pending.take_while(|seq| *seq <= version.seq).collect();
+        active.pending.drain(..under.len());
+        if !active.pending.is_empty() {
+            self.queue_layer(key);
         }
         for seq in under {
             self.mark_applied(install.pg, seq);
@@ -179,20 +179,23 @@ impl Store {
     /// Puts a copied record in the place of the layer's, whose units are free once the tail has passed `lsn`.
     pub(crate) fn replace_record(&mut self, install: &InstallRecord, lsn: u64) {
         let layer = self.layers.get_mut(&install.layer).expect("the layer was made for the copy");
-        layer.record.units().for_each(|au| self.units.quarantine(au, lsn));
+        layer.units().for_each(|au| self.units.quarantine(au, lsn));
+        let slot = layer.slot;
+        layer.clear();
         // One past: a record that was made just before the claim, with the head there, is older than the claim.
-        let mut record = ChunkRecord::new(install.pg, install.layer, lsn + 1);
-        record.version = install.version;
-        (record.present, record.zeroed, record.aus) = (install.present, install.zeroed, install.aus);
-        for (block, sum) in install.present.iter().zip(&install.checksums) {
-            record.checksums[usize::from(block)] = *sum;
-        }
-        layer.record = record;
-        layer.recorded = true;
-        layer.changes += 1;
-        for mend in std::mem::take(&mut layer.mends) {
+        (layer.base, layer.recorded) = (lsn + 1, true);
+        (layer.version, layer.present, layer.aus) = (install.version, install.present, install.aus);
+        layer.set_zeroed(install.zeroed);
+        let active = layer.active_mut();
+        active.pinned.clear();
+        for mend in std::mem::take(&mut active.mends) {
             self.journal.release(mend.lsn);
         }
-        self.meta.touch(layer.slot);
+        let mut sums = Box::new([0; CHUNK_BLOCKS as usize]);
+        for (block, sum) in install.present.iter().zip(&install.checksums) {
+            sums[usize::from(block)] = *sum;
+        }
+        self.touch(slot);
+        self.sums.set(slot, sums, BlockMap::EMPTY);
     }
 }

@@ -14,8 +14,10 @@
 //! Where to look: [`layout`] for places, [`superblock`], [`journal`] for frames and their recovery table, [`meta`] for pages
 //! and their directory, [`open`] and [`format`] for beginnings, [`limits`] for bounds. `docs/store-format.md` has the bytes.
 //!
-//! Memory: about 1.4 KiB for each chunk layer with data (all its checksums are resident: 1.4 GiB per TiB), 24 bytes for each
-//! frame in the ring, and the payload of entries that wait to be applied up to a cap.
+//! The life of a large write: its data goes to fresh units, durable, then one record in the journal links them.
+//!
+//! Memory: less than 256 bytes for each chunk layer with data, a cache of their checksums, 48 bytes for each frame in the ring,
+//! the headers of the entries in it, and the payload of those that wait to be applied up to a cap.
 
 mod alloc;
 mod append;
@@ -24,18 +26,23 @@ pub mod blockmap;
 mod checkpoint;
 mod control;
 pub mod error;
+mod fetch;
 pub mod format;
 mod install;
 pub mod io;
 pub mod journal;
 mod layer;
+mod layers;
 pub mod layout;
 pub mod limits;
 pub mod meta;
 pub mod open;
 mod pg;
+pub mod planted;
 mod read;
 mod replay;
 pub mod request;
+mod stage;
 pub mod store;
+mod sums;
 pub mod superblock;

@@ -38,6 +38,14 @@ pub const OPEN_READ_BYTES: u64 = 1 << 20;
 pub const OPEN_READS: usize = 8;
 /// Payload of entries that wait to be applied that is kept in memory by default; beyond it the journal is read again.
 pub const PAYLOAD_CACHE_BYTES: usize = 64 << 20;
+/// Checksums of blocks at home that are kept in memory by default: for 64 GiB of data.
+pub const CHECKSUM_CACHE_BYTES: usize = 64 << 20;
+/// Blocks of a write from which on it goes to units of its own by default: 128 KiB. Its data is then written once instead of
+/// twice, for one more wait; below, the wait costs more.
+pub const LARGE_BLOCKS_MIN: u16 = 32;
+/// Memory that entries in the log may take, apart from their data, before they are applied and states are asked for however
+/// much room the journal has.
+pub const LOG_BYTES_MAX: usize = 64 << 20;
 /// Layers being applied at once when the journal is under pressure.
 pub const APPLY_JOBS_MAX: usize = 16;
 /// Layers being applied at once when the device is otherwise idle.

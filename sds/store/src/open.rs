@@ -1,7 +1,7 @@
 //! From bytes to a running store, or to the reason why not.
 //!
 //! ```text
-//! super blocks 0, 3 -> 1, 2 -> root -> directory -> pages -> ring, once around -> super blocks 0, 1 -> 2, 3 -> Opened
+//! super blocks 0, 3 (else a search for 1) -> 1, 2 -> root -> directory -> pages -> ring, once around -> super blocks 0, 1 -> 2, 3 -> Opened
 //! ```
 //!
 //! Nothing is written before everything was read, and then only the super block: with the open count one higher, and with
@@ -16,13 +16,17 @@ use mdm_api::mutants::{self, Mutant};
 use crate::error::OpenError;
 use crate::io::{DiskDone, DiskError, DiskOp, DiskRequest, IoClass, OpId};
 use crate::journal::scan::{EndVerdict, JournalEnd, Scanned, Scanner};
-use crate::layout::{Geometry, PAGE, PAGES_PER_DIRECTORY, RECORDS_PER_PAGE, SUPER_COPIES, last_super_offset};
-use crate::limits::{OPEN_READ_BYTES, OPEN_READS};
+use crate::layout::{
+    Geometry, PAGE, PAGES_PER_DIRECTORY, RECORDS_PER_PAGE, SUPER_AREA_BYTES, SUPER_COPIES, default_journal_bytes,
+    last_super_offset,
+};
+use crate::limits::{JOURNAL_BYTES_MAX, JOURNAL_BYTES_MIN, OPEN_READ_BYTES, OPEN_READS};
 use crate::meta::page::{HomeRef, Kind, decode_page, decode_refs, is_current};
+use crate::planted::Bug;
 use crate::replay::Replay;
 use crate::request::{Recovered, Suspicion, Verdict};
 use crate::store::{Options, Store};
-use crate::superblock::{Copy, FORMAT_VERSION, SuperBlock, quorum};
+use crate::superblock::{Copy, FORMAT_VERSION, SUPER_MAGIC, SuperBlock, quorum};
 
 /// What the opener is told about the device.
 #[derive(Clone, Copy, Debug, Default)]
@@ -120,6 +124,11 @@ impl Reader {
         Some((slot.offset, parts.collect()))
     }
 
+    /// Nothing more is wanted; what is on its way still comes.
+    fn forget_wanted(&mut self) {
+        self.wanted.clear();
+    }
+
     fn is_done(&self) -> bool {
         self.wanted.is_empty() && self.slots.is_empty()
     }
@@ -140,6 +149,7 @@ fn block_at(start: u64, parts: &Parts, offset: u64, length: u64) -> Option<Bytes
 
 enum Phase {
     OuterSupers,
+    Search,
     InnerSupers,
     Root(Gathered),
     Directory,
@@ -159,7 +169,10 @@ pub struct Opener {
     phase: Phase,
     reader: Reader,
     copies: [Copy; SUPER_COPIES],
-    blank: bool,
+    /// Super blocks that are all zeros: they were wiped, and who knows what else.
+    blank_copies: u64,
+    /// There was something that may have been a super block.
+    is_damaged: bool,
     newest: u64,
     store: Option<Store>,
     replay: Replay,
@@ -180,7 +193,8 @@ impl Opener {
             phase: Phase::OuterSupers,
             reader: Reader::default(),
             copies: [Copy::Bad; SUPER_COPIES],
-            blank: true,
+            blank_copies: 0,
+            is_damaged: false,
             newest: 0,
             store: None,
             replay: Replay::default(),
@@ -236,6 +250,13 @@ impl Opener {
                     let index = if offset == 0 { 0 } else { SUPER_COPIES - 1 };
                     self.take_super(index, &parts);
                 }
+                Phase::Search => {
+                    let page = parts.first().and_then(|(_, bytes)| bytes.clone()).unwrap_or_default();
+                    if let Copy::Good(block) = SuperBlock::decode(&page) {
+                        self.copies[1] = Copy::Good(block);
+                        self.reader.forget_wanted();
+                    }
+                }
                 Phase::InnerSupers => {
                     let geometry = self.geometry();
                     let index = geometry.super_offsets.iter().position(|place| *place == offset);
@@ -273,15 +294,33 @@ impl Opener {
 
     fn take_super(&mut self, index: usize, parts: &Parts) {
         let page = parts.first().and_then(|(_, bytes)| bytes.clone()).unwrap_or_default();
-        self.blank &= page.iter().all(|byte| *byte == 0);
+        // The last one's place is known for certain only in the second look: the device may have grown.
+        let is_certain = index == 0 || matches!(self.phase, Phase::InnerSupers);
+        self.blank_copies += u64::from(is_certain && !page.is_empty() && page.iter().all(|byte| *byte == 0));
+        let looks_like_one = page.starts_with(&SUPER_MAGIC) || page.is_empty();
+        self.is_damaged |= looks_like_one;
         self.copies[index] = SuperBlock::decode(&page);
     }
 
     fn geometry(&self) -> Geometry {
-        match (&self.store, self.copies) {
-            (Some(store), _) => store.super_block.geometry,
-            (None, [Copy::Good(block), ..] | [.., Copy::Good(block)]) => block.geometry,
-            (None, _) => unreachable!("the phases after the first are reached with a super block"),
+        let any =
+            self.copies.iter().find_map(|copy| if let Copy::Good(block) = copy { Some(block.geometry) } else { None });
+        match &self.store {
+            Some(store) => store.super_block.geometry,
+            None => any.expect("the phases after the search are reached with a super block"),
+        }
+    }
+
+    /// Neither super block whose place is known is good. The second stands behind the journal: looked for where it would be
+    /// by default, and, if there was something, wherever it could be.
+    fn search(&mut self) {
+        let size = self.parameters.size_bytes;
+        let default = Geometry::new(size, default_journal_bytes(size)).map(|geometry| geometry.super_offsets);
+        default.iter().flat_map(|offsets| &offsets[1..3]).for_each(|offset| self.reader.want(*offset, PAGE));
+        if self.is_damaged {
+            let first = (SUPER_AREA_BYTES + JOURNAL_BYTES_MIN).next_multiple_of(SUPER_AREA_BYTES);
+            let last = (SUPER_AREA_BYTES + JOURNAL_BYTES_MAX).min(size.saturating_sub(PAGE));
+            (first..=last).step_by(SUPER_AREA_BYTES as usize).for_each(|offset| self.reader.want(offset, PAGE));
         }
     }
 
@@ -293,15 +332,17 @@ impl Opener {
                     return Err(OpenError::NewerVersion { found: version, known: FORMAT_VERSION });
                 }
                 if !outer.iter().any(|copy| matches!(copy, Copy::Good(_))) {
+                    self.phase = Phase::Search;
+                    self.search();
+                    return Ok(());
+                }
+                self.look_inside()?;
+            }
+            Phase::Search => {
+                if !self.copies.iter().any(|copy| matches!(copy, Copy::Good(_))) {
                     return Err(OpenError::NotFormatted);
                 }
-                let geometry = self.geometry();
-                if geometry.size_bytes > self.parameters.size_bytes {
-                    let found = self.parameters.size_bytes;
-                    return Err(OpenError::Truncated { found, expected: geometry.size_bytes });
-                }
-                self.phase = Phase::InnerSupers;
-                geometry.super_offsets[1..].iter().for_each(|offset| self.reader.want(*offset, PAGE));
+                self.look_inside()?;
             }
             Phase::InnerSupers => {
                 let store = self.choose()?;
@@ -330,9 +371,25 @@ impl Opener {
         Ok(())
     }
 
+    /// A super block is known, and with it the places of the others.
+    fn look_inside(&mut self) -> Result<(), OpenError> {
+        let geometry = self.geometry();
+        let found = self.parameters.size_bytes;
+        if geometry.size_bytes > found {
+            return Err(OpenError::Truncated { found, expected: geometry.size_bytes });
+        }
+        self.phase = Phase::InnerSupers;
+        geometry.super_offsets[1..].iter().for_each(|offset| self.reader.want(*offset, PAGE));
+        Ok(())
+    }
+
     /// Finds the super block that counts and compares it with what the caller expects.
     fn choose(&mut self) -> Result<Store, OpenError> {
-        let quorum = quorum(&self.copies);
+        let mut quorum = quorum(&self.copies);
+        if self.parameters.options.has(Bug::TrustLoneSuper) {
+            let newest = self.copies.iter().filter_map(|copy| if let Copy::Good(b) = copy { Some(*b) } else { None });
+            quorum.chosen = newest.max_by_key(|block| block.sequence);
+        }
         self.newest = quorum.newest;
         let Some(block) = quorum.chosen else {
             return Err(OpenError::TooFewSuperBlocks { valid: quorum.valid, newest: quorum.newest });
@@ -408,7 +465,7 @@ impl Opener {
             }
             let Some(records) = current.then(|| decode_page(&bytes)).flatten() else {
                 self.lost_pages += 1;
-                store.meta.touch_page(*page as u32);
+                store.touch_page(*page as u32);
                 continue;
             };
             for (index, record) in records.into_iter().enumerate() {
@@ -422,9 +479,10 @@ impl Opener {
 
     fn begin_ring(&mut self) {
         let store = self.store.as_mut().expect("chosen before");
-        store.meta.finish_loading();
+        store.layers.finish_loading();
         let (geometry, root, salt) = (store.super_block.geometry, store.super_block.checkpoint, store.super_block.salt);
-        let scanner = Scanner::new(geometry.journal_bytes, salt, root.tail, root.tail_chain, root.tail_incarnation);
+        let mut scanner = Scanner::new(geometry.journal_bytes, salt, root.tail, root.tail_chain, root.tail_incarnation);
+        scanner.ignores_chain = self.parameters.options.has(Bug::IgnoreChain);
         self.phase = Phase::Ring(Box::new(scanner));
         for (offset, length) in geometry.ring_pieces(root.tail, geometry.journal_bytes) {
             self.reader.want(offset, length);
@@ -454,9 +512,9 @@ impl Opener {
     /// All is read: the verdict, and the super block that remembers it.
     fn conclude(&mut self, end: &JournalEnd, out: &mut Vec<DiskRequest>) -> Result<(), OpenError> {
         let store = self.store.as_mut().expect("chosen before");
-        let replay = std::mem::take(&mut self.replay);
+        let mut replay = std::mem::take(&mut self.replay);
+        self.sound &= store.finish_replay(&mut replay);
         let twice = replay.twice;
-        self.sound &= store.finish_replay(replay);
         let block = &mut store.super_block;
         let known = block.checkpoint.durable;
         let contradiction = self.contradiction.or((!self.sound).then_some(end.lsn));
@@ -465,6 +523,8 @@ impl Opener {
             EndVerdict::Contradiction => Some(Suspicion::JournalContradiction { lsn: end.lsn }),
             _ if end.lsn < known => Some(Suspicion::JournalShort { lsn: end.lsn, known }),
             _ if self.lost_pages > 0 => Some(Suspicion::PagesLost { pages: self.lost_pages }),
+            // Before the first opening it is a format that was cut short.
+            _ if self.blank_copies > 0 && block.open_count > 0 => Some(Suspicion::Wiped { copies: self.blank_copies }),
             _ if twice > 0 => Some(Suspicion::ClaimedTwice { units: twice }),
             _ => contradiction.map(|lsn| Suspicion::JournalContradiction { lsn }),
         };

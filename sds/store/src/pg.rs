@@ -1,12 +1,14 @@
 //! What a store holds of one placement group, besides its chunks: promise, state, and the entries of the journal.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use mdm_api::epoch::{Seq, Term};
 use mdm_api::ids::VtreeId;
-use sds_api::block::LayerKey;
-use sds_api::entry::Entry;
+use sds_api::block::{CHUNK_AUS, LayerKey};
+use sds_api::entry::{Entry, EntryBody};
+
+use crate::stage::Deferred;
 
 /// Something whose newest durable version lies in the frame at `lsn`, which is needed for as long.
 #[derive(Clone, Debug)]
@@ -22,12 +24,42 @@ pub(crate) struct LogEntry {
     pub(crate) entry: Entry,
     /// The frame it is in; none while it waits to be written.
     pub(crate) lsn: Option<u64>,
-    /// Where its payload is in the journal.
+    /// Where its payload is in the journal, if it is there.
     pub(crate) payload_lsn: u64,
+    /// Where it is otherwise: in units of its own.
+    pub(crate) staged: Option<Box<Staged>>,
     /// It has had its effect on chunks (or has none). What is void of effect counts as applied.
     pub(crate) applied: bool,
     /// Bytes of data in `entry` that count as resident.
     pub(crate) resident: usize,
+}
+
+impl LogEntry {
+    /// Bytes of memory that it takes, apart from its data.
+    pub(crate) fn index_bytes(&self) -> usize {
+        let sums = match &self.entry.body {
+            EntryBody::Write { checksums, .. } => 4 * checksums.len(),
+            _ => 0,
+        };
+        // With its share of the tree that it stands in.
+        size_of::<Self>() + 32 + sums + self.staged.as_ref().map_or(0, |_| size_of::<Staged>())
+    }
+}
+
+/// The units that a large write was written to before it was journaled.
+#[derive(Clone, Debug)]
+pub(crate) struct Staged {
+    /// For each unit of the chunk, where the write's data is; [`crate::journal::record::NO_AU`] where it has none.
+    pub(crate) aus: [u32; CHUNK_AUS],
+    /// Those that are the entry's alone: neither a layer's nor in quarantine. One bit each.
+    pub(crate) owned: u16,
+}
+
+impl Staged {
+    /// The units that are the entry's alone, with their places in the chunk.
+    pub(crate) fn owned(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
+        self.aus.iter().copied().enumerate().filter(|(au, _)| self.owned & 1 << au != 0)
+    }
 }
 
 /// One group.
@@ -51,16 +83,22 @@ pub(crate) struct Pg {
     pub(crate) log: BTreeMap<Seq, LogEntry>,
     /// The last entry appended, or covered by a state.
     pub(crate) last: Seq,
+    /// Entries up to here are durable.
+    pub(crate) durable: Seq,
     /// Entries up to here have been handed to the apply queue.
     pub(crate) ripe: Seq,
-    /// Layers of this group.
-    pub(crate) layers: BTreeSet<LayerKey>,
+    /// Slots of the group's layers, in no order.
+    pub(crate) layers: Vec<u32>,
     /// Entries that drop trees and have not been carried out, with the tree.
     pub(crate) drops: Vec<(Seq, VtreeId)>,
     /// A state is wanted and still to be given.
     pub(crate) state_wanted: bool,
     /// The group is being forgotten.
     pub(crate) forgetting: bool,
+    /// Layers that are applied when a state has let large writes go: see `apply`.
+    pub(crate) parked: Vec<LayerKey>,
+    /// Records that wait for a large write before them to be on the medium.
+    pub(crate) deferred: VecDeque<Deferred>,
 }
 
 impl Pg {
@@ -72,6 +110,11 @@ impl Pg {
     /// Entries that are committed for certain, also after a crash.
     pub(crate) fn committed_durably(&self) -> Seq {
         self.commit_durable.as_ref().map_or(Seq(0), |commit| commit.value).max(self.through())
+    }
+
+    /// True if reads see the entry.
+    pub(crate) fn is_visible(&self, seq: Seq) -> bool {
+        seq <= self.committed && seq <= self.durable
     }
 
     /// True if a committed entry dropped the tree.
@@ -86,6 +129,7 @@ impl Pg {
             && self.commit_durable.is_none()
             && self.log.is_empty()
             && self.layers.is_empty()
+            && self.deferred.is_empty()
             && self.committed == Seq(0)
     }
 }

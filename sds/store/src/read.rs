@@ -5,7 +5,7 @@
 //! planned anew; if nothing has moved the block is bad, alone (I21).
 
 use bytes::Bytes;
-use mdm_api::epoch::{Seq, SnapSeq, Version};
+use mdm_api::epoch::{Seq, Version};
 use mdm_api::ids::PgId;
 use mdm_api::mutants::{self, Mutant};
 use sds_api::block::{AU_BLOCKS, BLOCK_BYTES, BlockRange, CHUNK_BLOCKS, LayerKey};
@@ -15,8 +15,12 @@ use sds_api::entry::EntryBody;
 use crate::append::Accepted;
 use crate::blockmap::BlockMap;
 use crate::error::{BlockError, StoreError};
+use crate::fetch::Waiter;
 use crate::io::{DiskError, DiskOp, IoClass};
 use crate::journal::record::NO_AU;
+use crate::layer::Layer;
+use crate::layout::RECORDS_PER_PAGE;
+use crate::pg::LogEntry;
 use crate::request::{Answer, LayerContent, Output, Piece, PieceContent, Token};
 use crate::store::{Owner, Store};
 
@@ -27,10 +31,10 @@ enum Source {
     Absent,
     /// Zeroed.
     Zero(LayerKey),
-    /// In an entry, as its block number so and so.
-    Log { layer: LayerKey, pg: PgId, seq: Seq, index: usize },
+    /// In an entry, as its block number so and so; on the device there, if not in memory.
+    Log { layer: LayerKey, pg: PgId, seq: Seq, index: usize, offset: u64 },
     /// At home.
-    Home { layer: LayerKey, offset: u64, checksum: u32 },
+    Home { layer: LayerKey, slot: u32, offset: u64 },
 }
 
 /// Content of some blocks.
@@ -47,10 +51,13 @@ enum Found {
 struct Part {
     blocks: BlockRange,
     first: Source,
-    checksums: Vec<u32>,
+    /// What it must be; none while the metadata page is on its way that knows.
+    checksums: Option<Vec<u32>>,
+    /// Blocks whose checksums are lost.
+    lost: BlockMap,
     found: Found,
     /// `changes` of the layer when the read was planned.
-    changes: u64,
+    changes: u32,
 }
 
 /// What the bytes are for.
@@ -82,20 +89,33 @@ impl ReadJob {
     pub(crate) fn token(&self) -> Option<Token> {
         self.token
     }
+
+    /// The entry that is to be written again at the head, if it is for that.
+    pub(crate) fn carried(&self) -> Option<(PgId, Seq)> {
+        match &self.purpose {
+            Purpose::Entry { pg, version } if self.token.is_none() => Some((*pg, version.seq)),
+            _ => None,
+        }
+    }
 }
 
 impl Store {
-    /// True if reads see the entry.
-    fn is_visible(&self, pg: PgId, seq: Seq) -> bool {
-        let Some(pg) = self.pgs.get(&pg) else { return false };
-        let durable = self.journal.durable();
-        seq <= pg.committed && pg.log.get(&seq).is_some_and(|log| log.lsn.is_some_and(|lsn| lsn < durable))
+    /// Where on the device a block of an entry's payload is.
+    fn payload_offset(&self, log: &LogEntry, blocks: BlockRange, index: usize) -> u64 {
+        let geometry = &self.super_block.geometry;
+        match &log.staged {
+            Some(staged) => {
+                let block = blocks.first() + index as u16;
+                geometry.au_block(staged.aus[usize::from(block / AU_BLOCKS)], block % AU_BLOCKS)
+            }
+            None => geometry.ring_pieces(log.payload_lsn + (index * BLOCK_BYTES) as u64, 0)[0].0,
+        }
     }
 
     /// Decides those blocks that this layer has something for and that are undecided.
-    fn resolve_layer(&self, key: LayerKey, blocks: BlockRange, sources: &mut [Source], open: &mut usize) {
-        let Some(layer) = self.layers.get(&key) else { return };
-        let Some(pg) = self.pgs.get(&layer.record.pg) else { return };
+    fn resolve_layer(&self, layer: &Layer, blocks: BlockRange, sources: &mut [Source], open: &mut usize) {
+        let (key, pg_id) = (layer.key, layer.pg());
+        let Some(pg) = self.pgs.get(&pg_id) else { return };
         if pg.has_dropped(key.chunk.vtree) {
             return;
         }
@@ -107,29 +127,31 @@ impl Store {
             }
             *open == 0
         };
-        for seq in layer.pending.iter().rev().filter(|seq| self.is_visible(layer.record.pg, **seq)) {
-            let Some(log) = pg.log.get(seq) else { continue };
-            let (range, is_write) = match &log.entry.body {
-                EntryBody::Write { blocks, .. } => (*blocks, true),
-                EntryBody::Zero { blocks, .. } => (*blocks, false),
-                _ => continue,
-            };
+        let pending = layer.pending().rev().filter(|pending| pending.blocks.overlaps(blocks));
+        for pending in pending.filter(|pending| pg.is_visible(pending.seq)) {
+            let range = pending.blocks;
+            let Some(log) = pg.log.get(&pending.seq) else { continue };
             for block in range.first().max(blocks.first())..range.end().min(blocks.end()) {
                 let index = usize::from(block - range.first());
-                let log = Source::Log { layer: key, pg: layer.record.pg, seq: *seq, index };
-                if decide(block, if is_write { log } else { Source::Zero(key) }) {
+                let source = if pending.is_zero {
+                    Source::Zero(key)
+                } else {
+                    let offset = self.payload_offset(log, range, index);
+                    Source::Log { layer: key, pg: pg_id, seq: pending.seq, index, offset }
+                };
+                if decide(block, source) {
                     return;
                 }
             }
         }
+        let zeroed = layer.zeroed();
         for block in blocks.iter() {
-            let record = &layer.record;
-            let decided = if record.present.contains(block) {
-                let au = record.aus[usize::from(block / AU_BLOCKS)];
+            let decided = if layer.present.contains(block) {
+                let au = layer.aus[usize::from(block / AU_BLOCKS)];
                 assert!(au != NO_AU, "a present block has a unit");
                 let offset = self.super_block.geometry.au_block(au, block % AU_BLOCKS);
-                decide(block, Source::Home { layer: key, offset, checksum: record.checksums[usize::from(block)] })
-            } else if record.zeroed.contains(block) {
+                decide(block, Source::Home { layer: key, slot: layer.slot, offset })
+            } else if zeroed.contains(block) {
                 decide(block, Source::Zero(key))
             } else {
                 false
@@ -144,47 +166,26 @@ impl Store {
     fn resolve(&self, layer: LayerKey, blocks: BlockRange, through: bool) -> Vec<Source> {
         let mut sources = vec![Source::Absent; usize::from(blocks.count())];
         let mut open = sources.len();
-        if through {
-            let oldest = LayerKey { chunk: layer.chunk, snap_seq: SnapSeq(0) };
-            for (key, _) in self.layers.range(oldest..=layer).rev() {
-                self.resolve_layer(*key, blocks, &mut sources, &mut open);
-                if open == 0 {
-                    break;
-                }
-            }
-        } else {
+        for layer in self.layers.through(layer).take_while(|found| through || found.key == layer) {
             self.resolve_layer(layer, blocks, &mut sources, &mut open);
+            if open == 0 {
+                break;
+            }
         }
         sources
     }
 
-    /// True if `next` goes on where `last` is, `distance` blocks further.
-    fn follows(&self, first: Source, next: Source, distance: usize) -> bool {
-        match (first, next) {
-            (Source::Absent | Source::Zero(_), Source::Absent | Source::Zero(_)) => true,
-            (Source::Log { layer, pg, seq, index }, Source::Log { layer: l, pg: p, seq: s, index: i }) => {
-                let ring = self.super_block.geometry.journal_bytes;
-                let place = self.log_place(pg, seq).map_or(0, |lsn| lsn + (i * BLOCK_BYTES) as u64);
-                (layer, pg, seq, index + distance) == (l, p, s, i) && !place.is_multiple_of(ring)
-            }
-            (Source::Home { layer, offset, .. }, Source::Home { layer: l, offset: o, .. }) => {
-                layer == l && offset + (distance * BLOCK_BYTES) as u64 == o
-            }
-            _ => false,
-        }
-    }
-
-    fn log_place(&self, pg: PgId, seq: Seq) -> Option<u64> {
-        self.pgs.get(&pg)?.log.get(&seq).map(|log| log.payload_lsn)
-    }
-
     fn plan(&self, layer: LayerKey, blocks: BlockRange, through: bool) -> Vec<Part> {
-        let sources = self.resolve(layer, blocks, through);
+        self.parts(blocks, &self.resolve(layer, blocks, through))
+    }
+
+    /// Runs of blocks that lie together.
+    fn parts(&self, blocks: BlockRange, sources: &[Source]) -> Vec<Part> {
         let mut parts = Vec::new();
         let mut start = 0;
         while start < sources.len() {
             let mut end = start + 1;
-            while end < sources.len() && self.follows(sources[start], sources[end], end - start) {
+            while end < sources.len() && follows(sources[start], sources[end], end - start) {
                 end += 1;
             }
             let first = blocks.first() + start as u16;
@@ -197,29 +198,36 @@ impl Store {
 
     fn part(&self, blocks: BlockRange, sources: &[Source]) -> Part {
         let first = sources[0];
-        let changes = |key: &LayerKey| self.layers.get(key).map_or(0, |layer| layer.changes);
+        let mut part = Part { blocks, first, checksums: None, lost: BlockMap::EMPTY, found: Found::Zeros, changes: 0 };
         match first {
-            Source::Absent | Source::Zero(_) => {
-                Part { blocks, first, checksums: Vec::new(), found: Found::Zeros, changes: 0 }
+            Source::Absent | Source::Zero(_) => {}
+            Source::Home { slot, .. } => {
+                part.found = Found::Waiting;
+                part.changes = self.layers.at(slot).map_or(0, |layer| layer.changes);
+                self.fill_in(&mut part);
             }
-            Source::Home { layer, .. } => {
-                let sum = |source: &Source| if let Source::Home { checksum, .. } = source { *checksum } else { 0 };
-                let checksums = sources.iter().map(sum).collect();
-                Part { blocks, first, checksums, found: Found::Waiting, changes: changes(&layer) }
-            }
-            Source::Log { layer, pg, seq, index } => {
+            Source::Log { pg, seq, index, .. } => {
                 let log = self.pgs.get(&pg).and_then(|pg| pg.log.get(&seq)).expect("it was just found there");
                 let EntryBody::Write { checksums, data, .. } = &log.entry.body else {
                     unreachable!("only writes have content")
                 };
-                let checksums = checksums[index..index + sources.len()].to_vec();
-                let found = if data.is_empty() {
+                part.checksums = Some(checksums[index..index + sources.len()].to_vec());
+                part.found = if data.is_empty() {
                     Found::Waiting
                 } else {
                     Found::Memory(data.slice(index * BLOCK_BYTES..(index + sources.len()) * BLOCK_BYTES))
                 };
-                Part { blocks, first, checksums, found, changes: changes(&layer) }
             }
+        }
+        part
+    }
+
+    /// Notes what blocks at home must be, if that is in memory.
+    fn fill_in(&self, part: &mut Part) {
+        let (None, Source::Home { slot, .. }) = (&part.checksums, part.first) else { return };
+        if let Some(sums) = self.sums.get(slot) {
+            part.checksums = Some(sums[usize::from(part.blocks.first())..usize::from(part.blocks.end())].to_vec());
+            part.lost = self.sums.lost(slot);
         }
     }
 
@@ -249,25 +257,26 @@ impl Store {
 
     fn send_read(&mut self, mut job: ReadJob, out: &mut Vec<Output>) {
         let class = if matches!(job.purpose, Purpose::Read) { IoClass::Foreground } else { IoClass::Background };
-        let mut reads = Vec::new();
+        let (mut reads, mut pages) = (Vec::new(), Vec::new());
         for (index, part) in job.parts.iter().enumerate().filter(|(_, part)| matches!(part.found, Found::Waiting)) {
-            let offset = match part.first {
-                Source::Home { offset, .. } => offset,
-                Source::Log { pg, seq, index, .. } => {
-                    let lsn = self.log_place(pg, seq).expect("it was just found there") + (index * BLOCK_BYTES) as u64;
-                    self.super_block.geometry.ring_pieces(lsn, 0)[0].0
-                }
-                Source::Absent | Source::Zero(_) => continue,
-            };
+            let (Source::Home { offset, .. } | Source::Log { offset, .. }) = part.first else { continue };
+            if let (None, Source::Home { slot, .. }) = (&part.checksums, part.first) {
+                pages.push(slot / RECORDS_PER_PAGE as u32);
+            }
             reads.push((index, offset, part.blocks.bytes() as u32));
         }
-        job.left = reads.len();
-        if reads.is_empty() {
+        pages.sort_unstable();
+        pages.dedup();
+        job.left = reads.len() + pages.len();
+        if job.left == 0 {
             self.finish_read(job, out);
             return;
         }
         let id = self.fresh_id();
         self.reads.insert(id, job);
+        for page in pages {
+            self.fetch_page(page, Waiter::Read(id), class, out);
+        }
         for (index, offset, length) in reads {
             self.submit(Owner::Read(id, index), class, DiskOp::Read { offset, length }, out);
         }
@@ -276,6 +285,25 @@ impl Store {
     pub(crate) fn read_done(&mut self, id: u64, part: usize, result: Result<Bytes, DiskError>, out: &mut Vec<Output>) {
         let Some(job) = self.reads.get_mut(&id) else { return };
         job.parts[part].found = Found::Disk(result);
+        self.read_proceeds(id, out);
+    }
+
+    /// A metadata page that the read needs is in memory.
+    pub(crate) fn read_page_here(&mut self, id: u64, out: &mut Vec<Output>) {
+        let Some(mut job) = self.reads.remove(&id) else { return };
+        for part in &mut job.parts {
+            let Source::Home { slot, .. } = part.first else { continue };
+            // Changed meanwhile, the checksums are those of something else: it will be planned anew.
+            if self.layers.at(slot).is_some_and(|layer| layer.changes == part.changes) {
+                self.fill_in(part);
+            }
+        }
+        self.reads.insert(id, job);
+        self.read_proceeds(id, out);
+    }
+
+    fn read_proceeds(&mut self, id: u64, out: &mut Vec<Output>) {
+        let Some(job) = self.reads.get_mut(&id) else { return };
         job.left -= 1;
         if job.left > 0 {
             return;
@@ -297,10 +325,11 @@ impl Store {
             let Found::Disk(result) = &part.found else { return false };
             match part.first {
                 Source::Home { layer, offset, .. } => {
+                    let Some(checksums) = &part.checksums else { return true };
                     let now = self.layers.get(&layer);
-                    let au = now.map_or(NO_AU, |l| l.record.aus[usize::from(part.blocks.first() / AU_BLOCKS)]);
+                    let au = now.map_or(NO_AU, |layer| layer.aus[usize::from(part.blocks.first() / AU_BLOCKS)]);
                     let place = self.super_block.geometry.au_block(au, part.blocks.first() % AU_BLOCKS);
-                    let wrong = first_bad(result, &part.checksums).is_some();
+                    let wrong = first_bad(result, checksums).is_some();
                     let changed = now.is_none_or(|layer| layer.changes != part.changes);
                     let mut blocks = BlockMap::EMPTY;
                     blocks.insert_range(part.blocks);
@@ -312,7 +341,7 @@ impl Store {
                         Purpose::Entry { version, .. } => log.is_none_or(|log| log.entry.version != version),
                         _ => log.is_none_or(|log| log.applied),
                     };
-                    first_bad(result, &part.checksums).is_some() && gone
+                    first_bad(result, part.checksums.as_deref().unwrap_or_default()).is_some() && gone
                 }
                 Source::Absent | Source::Zero(_) => false,
             }
@@ -355,17 +384,16 @@ impl Store {
     /// The version of a layer's committed content.
     pub(crate) fn visible_version(&self, key: LayerKey) -> Version {
         let Some(layer) = self.layers.get(&key) else { return Version::default() };
-        let Some(pg) = self.pgs.get(&layer.record.pg).filter(|pg| !pg.has_dropped(key.chunk.vtree)) else {
+        let Some(pg) = self.pgs.get(&layer.pg()).filter(|pg| !pg.has_dropped(key.chunk.vtree)) else {
             return Version::default();
         };
-        let newest = layer.pending.iter().rev().find(|seq| self.is_visible(layer.record.pg, **seq));
-        let newest = newest.and_then(|seq| pg.log.get(seq)).map(|log| log.entry.version);
-        newest.unwrap_or(layer.record.version)
+        let newest = layer.pending().rev().find(|pending| pg.is_visible(pending.seq));
+        let newest = newest.and_then(|pending| pg.log.get(&pending.seq)).map(|log| log.entry.version);
+        newest.unwrap_or(layer.version)
     }
 
     pub(crate) fn list_chunks(&self, pg_id: PgId) -> Vec<(LayerKey, Version)> {
-        let Some(pg) = self.pgs.get(&pg_id) else { return Vec::new() };
-        let versions = pg.layers.iter().map(|key| (*key, self.visible_version(*key)));
+        let versions = self.keys_of(pg_id).into_iter().map(|key| (key, self.visible_version(key)));
         versions.filter(|(_, version)| *version != Version::default()).collect()
     }
 
@@ -395,16 +423,29 @@ impl Store {
             return self.answer_entry(token, Ok(Answer::Entry(entry)), out);
         };
         let (layer, blocks, version) = (*layer, *blocks, log.entry.version);
-        let sources: Vec<Source> =
-            (0..usize::from(blocks.count())).map(|index| Source::Log { layer, pg: pg_id, seq, index }).collect();
-        let cut = (1..sources.len()).find(|at| !self.follows(sources[0], sources[*at], *at)).unwrap_or(sources.len());
-        let mut parts = Vec::new();
-        for range in [0..cut, cut..sources.len()] {
-            let Some(part) = BlockRange::new(blocks.first() + range.start as u16, range.len() as u16) else { continue };
-            parts.push(self.part(part, &sources[range]));
-        }
+        let source = |index| {
+            let offset = self.payload_offset(log, blocks, index);
+            Source::Log { layer, pg: pg_id, seq, index, offset }
+        };
+        let sources: Vec<Source> = (0..usize::from(blocks.count())).map(source).collect();
+        let parts = self.parts(blocks, &sources);
         let job = ReadJob { token, purpose: Purpose::Entry { pg: pg_id, version }, layer, blocks, parts, left: 0 };
         self.send_read(job, out);
+    }
+}
+
+/// True if `next` goes on where `first` is, `distance` blocks further.
+fn follows(first: Source, next: Source, distance: usize) -> bool {
+    let beyond = |offset: u64| offset + (distance * BLOCK_BYTES) as u64;
+    match (first, next) {
+        (Source::Absent | Source::Zero(_), Source::Absent | Source::Zero(_)) => true,
+        (Source::Log { pg, seq, index, offset, .. }, Source::Log { pg: p, seq: s, index: i, offset: o, .. }) => {
+            (pg, seq, index + distance, beyond(offset)) == (p, s, i, o)
+        }
+        (Source::Home { slot, offset, .. }, Source::Home { slot: s, offset: o, .. }) => {
+            (slot, beyond(offset)) == (s, o)
+        }
+        _ => false,
     }
 }
 
@@ -431,11 +472,11 @@ fn first_bad(result: &Result<Bytes, DiskError>, checksums: &[u32]) -> Option<usi
 
 /// The pieces of a part: data where it is what its checksums say, errors for those blocks that are not (I21).
 fn verified(part: Part) -> Vec<Piece> {
+    let checksums = part.checksums.unwrap_or_default();
     let bytes = match part.found {
         Found::Zeros | Found::Waiting => return vec![Piece { blocks: part.blocks, content: PieceContent::Zeros }],
         Found::Memory(bytes) => {
-            let content = PieceContent::Data { bytes, checksums: part.checksums };
-            return vec![Piece { blocks: part.blocks, content }];
+            return vec![Piece { blocks: part.blocks, content: PieceContent::Data { bytes, checksums } }];
         }
         Found::Disk(Ok(bytes)) if bytes.len() == part.blocks.bytes() => Ok(bytes),
         Found::Disk(Ok(_)) => Err(BlockError::Unreadable(DiskError::Io)),
@@ -448,22 +489,26 @@ fn verified(part: Part) -> Vec<Piece> {
     let bytes = match bytes {
         Ok(bytes) => bytes,
         Err(error) => {
-            let content = PieceContent::Bad { error, layer, checksums: part.checksums };
-            return vec![Piece { blocks: part.blocks, content }];
+            return vec![Piece { blocks: part.blocks, content: PieceContent::Bad { error, layer, checksums } }];
         }
     };
-    let mut sums = part.checksums;
+    let mut checksums = checksums;
     if mutants::is_on(Mutant::ServeUnverified) {
-        sums = bytes.chunks_exact(BLOCK_BYTES).map(crc32c).collect();
+        checksums = bytes.chunks_exact(BLOCK_BYTES).map(crc32c).collect();
     }
-    let good: Vec<bool> =
-        bytes.chunks_exact(BLOCK_BYTES).zip(&sums).map(|(block, sum)| crc32c(block) == *sum).collect();
+    let is_good = |(index, (block, sum)): (usize, (&[u8], &u32))| {
+        !part.lost.contains(part.blocks.first() + index as u16) && crc32c(block) == *sum
+    };
+    let good: Vec<bool> = bytes.chunks_exact(BLOCK_BYTES).zip(&checksums).enumerate().map(is_good).collect();
+    if good.iter().all(|good| *good) {
+        return vec![Piece { blocks: part.blocks, content: PieceContent::Data { bytes, checksums } }];
+    }
     let mut pieces = Vec::new();
     let mut start = 0;
     while start < good.len() {
         let end = (start..good.len()).find(|at| good[*at] != good[start]).unwrap_or(good.len());
         let blocks = BlockRange::new(part.blocks.first() + start as u16, (end - start) as u16);
-        let checksums = sums[start..end].to_vec();
+        let checksums = checksums[start..end].to_vec();
         let content = if good[start] {
             PieceContent::Data { bytes: bytes.slice(start * BLOCK_BYTES..end * BLOCK_BYTES), checksums }
         } else {

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use mdm_api::epoch::{Nanos, Seq, Version};
 use mdm_api::ids::PgId;
-use sds_api::block::LayerKey;
+use sds_api::block::{BlockRange, CHUNK_AUS, LayerKey};
 use sds_api::buf::AlignedBuf;
 use sds_api::entry::{Entry, EntryBody};
 
@@ -18,12 +18,15 @@ use crate::append::effect;
 use crate::journal::record::{InstallRecord, NO_AU, Record};
 use crate::journal::scan::ScannedFrame;
 use crate::journal::{Journal, Mark};
-use crate::layer::Layer;
+use crate::layer::{Layer, Pending};
+use crate::layers::Layers;
 use crate::meta::Meta;
 use crate::meta::page::ChunkRecord;
-use crate::pg::{Kept, LogEntry, Pg};
+use crate::pg::{Kept, LogEntry, Pg, Staged};
+use crate::planted::Bug;
 use crate::request::{Counters, RecoveredEntry, RecoveredPg};
 use crate::store::{Options, Store};
+use crate::sums::Sums;
 use crate::superblock::SuperBlock;
 
 /// What is noted while the journal is replayed and needed only then.
@@ -43,13 +46,19 @@ impl Store {
         let root = super_block.checkpoint;
         let tail = Mark { lsn: root.tail, chain: root.tail_chain, incarnation: root.tail_incarnation };
         let geometry = super_block.geometry;
+        let mut units = Allocator::new(geometry.au_count);
+        units.frees_at_once = options.has(Bug::FreeAtOnce);
         Self {
             super_block,
             options,
             journal: Journal::new(geometry.journal_bytes, super_block.salt, super_block.open_count, tail),
             pgs: BTreeMap::new(),
-            layers: BTreeMap::new(),
-            units: Allocator::new(geometry.au_count),
+            layers: Layers::new(geometry.record_count()),
+            sums: Sums::new(options.checksum_cache_bytes),
+            fetching: BTreeMap::new(),
+            jobs_fetching: 0,
+            pages_wanted: 0,
+            units,
             meta: Meta::new(&geometry, root.generation, root.root_home),
             counters: Counters::default(),
             failed: None,
@@ -58,17 +67,23 @@ impl Store {
             ops: BTreeMap::new(),
             next_id: 0,
             resident: 0,
+            log_bytes: 0,
             state_bytes: 0,
             commit_dirty: BTreeSet::new(),
             ripe: VecDeque::new(),
             jobs: BTreeMap::new(),
             reads: BTreeMap::new(),
             installs: BTreeMap::new(),
+            batches: BTreeMap::new(),
             controls: VecDeque::new(),
             unsettled: 0,
             checkpoint: None,
             last_checkpoint: Nanos(0),
             last_append: Nanos(0),
+            parked: 0,
+            staged_units: 0,
+            squeezed_to: 0,
+            carries_left: false,
             relocated_at: 0,
             relocated_when: Nanos(0),
             drains: Vec::new(),
@@ -79,16 +94,14 @@ impl Store {
     /// Takes a record from a page. False if it contradicts what is known: its layer is there twice.
     pub(crate) fn load_record(&mut self, slot: u32, record: ChunkRecord, replay: &mut Replay) -> bool {
         let key = record.layer;
-        if self.layers.contains_key(&key) {
+        if self.layers.get(&key).is_some() {
             return false;
         }
-        replay.twice += record.units().filter(|au| !self.units.claim(*au)).count() as u64;
-        self.meta.load_slot(slot, key);
-        self.pgs.entry(record.pg).or_default().layers.insert(key);
-        let mut layer = Layer::new(record.pg, key, slot);
-        layer.record = record;
-        layer.recorded = true;
-        self.layers.insert(key, layer);
+        let layer = Layer::of_record(&record);
+        replay.twice += layer.units().filter(|au| !self.units.claim(*au)).count() as u64;
+        self.layers.load(slot, layer);
+        self.join_group(record.pg, slot);
+        self.sums.set_if_room(slot, record.checksums, record.lost);
         true
     }
 
@@ -101,7 +114,12 @@ impl Store {
         for (record, payload) in frame.records {
             let length = payload.len() as u64;
             sound &= match record {
-                Record::Entry(entry) => self.replay_entry(entry, payload, lsn, payload_lsn),
+                Record::Entry(entry) => self.replay_entry(entry, payload, lsn, payload_lsn, None),
+                Record::Link { entry, aus } => {
+                    replay.claimed.extend(aus.iter().copied().filter(|au| *au != NO_AU));
+                    let staged = Box::new(Staged { aus, owned: 0 });
+                    self.replay_entry(entry, payload, lsn, payload_lsn, Some(staged))
+                }
                 Record::Install(install) => self.replay_install(install, lsn, replay),
                 Record::Repair { layer, block, checksum } => {
                     let data = AlignedBuf::copy_of(&payload).freeze();
@@ -116,7 +134,14 @@ impl Store {
         sound
     }
 
-    fn replay_entry(&mut self, mut entry: Entry, payload: Bytes, lsn: u64, payload_lsn: u64) -> bool {
+    fn replay_entry(
+        &mut self,
+        mut entry: Entry,
+        payload: Bytes,
+        lsn: u64,
+        payload_lsn: u64,
+        staged: Option<Box<Staged>>,
+    ) -> bool {
         let keep = self.resident + payload.len() <= self.options.payload_cache_bytes && !payload.is_empty();
         if keep {
             // Out of the large buffer it was read with, which would stay in memory as a whole.
@@ -134,8 +159,10 @@ impl Store {
             return same;
         }
         let seq = entry.version.seq;
+        let log = LogEntry { entry, lsn: Some(lsn), payload_lsn, staged, applied: false, resident };
         self.resident += resident;
-        pg.log.insert(seq, LogEntry { entry, lsn: Some(lsn), payload_lsn, applied: false, resident });
+        self.log_bytes += log.index_bytes();
+        pg.log.insert(seq, log);
         true
     }
 
@@ -181,8 +208,7 @@ impl Store {
                 }
             }
             Record::ForgetPg { pg } => {
-                let known = self.pgs.get(&pg).map(|pg| pg.layers.clone()).unwrap_or_default();
-                for key in known {
+                for key in self.keys_of(pg) {
                     self.replay_removal(pg, key, lsn);
                 }
                 let kept = self.pgs.get(&pg).map(|pg| pg.layers.clone()).unwrap_or_default();
@@ -192,7 +218,9 @@ impl Store {
                     self.pgs.entry(pg).or_default().layers = kept;
                 }
             }
-            Record::Entry(_) | Record::Install(_) | Record::Repair { .. } => unreachable!("handled by the caller"),
+            Record::Entry(_) | Record::Link { .. } | Record::Install(_) | Record::Repair { .. } => {
+                unreachable!("handled by the caller")
+            }
         }
         true
     }
@@ -208,7 +236,7 @@ impl Store {
 
     /// Removes a record, unless it was made after this position in the journal.
     fn replay_removal(&mut self, pg_id: PgId, key: LayerKey, lsn: u64) {
-        let older = |layer: &&Layer| layer.record.pg == pg_id && layer.recorded && layer.record.base <= lsn;
+        let older = |layer: &&Layer| layer.pg() == pg_id && layer.recorded && layer.base <= lsn;
         if self.layers.get(&key).filter(older).is_some() {
             self.remove_layer(pg_id, key, Seq(0), lsn);
         }
@@ -216,7 +244,7 @@ impl Store {
 
     fn replay_install(&mut self, install: InstallRecord, lsn: u64, replay: &mut Replay) -> bool {
         let units = install.aus.iter().copied().filter(|au| *au != NO_AU);
-        if self.layers.get(&install.layer).is_some_and(|layer| layer.recorded && layer.record.base > lsn) {
+        if self.layers.get(&install.layer).is_some_and(|layer| layer.recorded && layer.base > lsn) {
             replay.claimed.extend(units);
             return true;
         }
@@ -236,26 +264,26 @@ impl Store {
     }
 
     /// Everything has been read: what is pending, reserved, committed follows from it.
-    pub(crate) fn finish_replay(&mut self, replay: Replay) -> bool {
+    pub(crate) fn finish_replay(&mut self, replay: &mut Replay) -> bool {
         let mut sound = true;
         let ids: Vec<PgId> = self.pgs.keys().copied().collect();
         for id in &ids {
-            sound &= self.finish_pg(*id);
+            sound &= self.finish_pg(*id, replay);
         }
         let head = self.journal.head();
-        for au in replay.claimed {
+        for au in std::mem::take(&mut replay.claimed) {
             // Claimed by a copy that the journal still tells of, and by nobody now: a replay would claim it again.
             if self.units.claim(au) {
                 self.units.quarantine(au, head);
             }
         }
-        for (lsn, layer, block, checksum, data) in replay.mends {
+        for (lsn, layer, block, checksum, data) in std::mem::take(&mut replay.mends) {
             // What has changed since needs no mending.
             let _changed_since = self.mend(lsn, layer, block, checksum, data).is_err();
             self.journal.release(lsn);
         }
         let unused: Vec<LayerKey> =
-            self.layers.iter().filter(|(_, layer)| layer.is_unused()).map(|(key, _)| *key).collect();
+            self.layers.iter().filter(|layer| layer.is_unused()).map(|layer| layer.key).collect();
         unused.into_iter().for_each(|key| self.drop_if_unused(key));
         for id in ids {
             self.ripen(id);
@@ -267,7 +295,7 @@ impl Store {
         sound
     }
 
-    fn finish_pg(&mut self, id: PgId) -> bool {
+    fn finish_pg(&mut self, id: PgId, replay: &mut Replay) -> bool {
         let mut sound = true;
         let applied = self.highest_applied(id);
         let Some(pg) = self.pgs.get_mut(&id) else { return true };
@@ -275,14 +303,10 @@ impl Store {
         pg.commit_logged = pg.committed_durably();
         pg.committed = pg.committed.max(pg.commit_logged).max(applied.seq);
         pg.last = pg.log.keys().next_back().copied().unwrap_or_default().max(pg.through());
+        pg.durable = pg.last;
         if pg.committed > pg.commit_logged {
             self.commit_dirty.insert(id);
         }
-        let entries: Vec<(Seq, Option<(LayerKey, bool)>, bool)> = pg
-            .log
-            .iter()
-            .map(|(seq, log)| (*seq, effect(&log.entry).map(|(key, ..)| (key, log.applied)), log.applied))
-            .collect();
         pg.drops = pg
             .log
             .iter()
@@ -291,26 +315,63 @@ impl Store {
                 _ => None,
             })
             .collect();
-        for (seq, layer, void) in entries {
-            let Some((key, _)) = layer else { continue };
-            let at_home = self.layers.get(&key).map_or(Version::default(), |layer| layer.record.version);
+        let entries: Vec<(Seq, LayerKey, BlockRange, bool, bool)> = pg
+            .log
+            .iter()
+            .filter_map(|(seq, log)| {
+                let (key, blocks, writes) = effect(&log.entry)?;
+                Some((*seq, key, blocks, !writes, log.applied))
+            })
+            .collect();
+        for (seq, key, blocks, is_zero, void) in entries {
+            let at_home = self.layers.get(&key).map_or(Version::default(), |layer| layer.version);
             if void || seq <= at_home.seq {
+                self.find_pins(id, seq, key);
                 self.mark_applied(id, seq);
                 continue;
             }
             match self.layer_or_new(id, key) {
-                Some(layer) if layer.record.pg == id => layer.pending.push_back(seq),
+                Some(layer) if layer.pg() == id => {
+                    layer.active_mut().pending.push_back(Pending { seq, blocks, is_zero });
+                }
                 _ => sound = false,
             }
+            self.claim_staged(id, seq, replay);
             self.refresh_reservation(key);
         }
         self.shed(id);
         sound
     }
 
+    /// The units of a large write that is not applied are its own.
+    fn claim_staged(&mut self, id: PgId, seq: Seq, replay: &mut Replay) {
+        let log = self.pgs.get_mut(&id).and_then(|pg| pg.log.get_mut(&seq));
+        let Some(staged) = log.and_then(|log| log.staged.as_mut()) else { return };
+        for (au, unit) in staged.aus.iter().enumerate().filter(|(_, unit)| **unit != NO_AU) {
+            if self.units.claim(*unit) {
+                staged.owned |= 1 << au;
+                self.staged_units += 1;
+            } else {
+                replay.twice += 1;
+            }
+        }
+    }
+
+    /// The units of a large write that is applied and still kept must not be overwritten where they are a layer's.
+    fn find_pins(&mut self, id: PgId, seq: Seq, key: LayerKey) {
+        let log = self.pgs.get(&id).and_then(|pg| pg.log.get(&seq));
+        let Some(staged) = log.and_then(|log| log.staged.as_ref()) else { return };
+        let Some(layer) = self.layers.get_mut(&key) else { return };
+        let same = (0..CHUNK_AUS).filter(|au| staged.aus[*au] != NO_AU && staged.aus[*au] == layer.aus[*au]);
+        let mask = same.fold(0_u16, |mask, au| mask | 1 << au);
+        if mask != 0 {
+            layer.active_mut().pinned.push((seq, mask));
+        }
+    }
+
     fn highest_applied(&self, id: PgId) -> Version {
         let Some(pg) = self.pgs.get(&id) else { return Version::default() };
-        let versions = pg.layers.iter().filter_map(|key| self.layers.get(key)).map(|layer| layer.record.version);
+        let versions = pg.layers.iter().filter_map(|slot| self.layers.at(*slot)).map(|layer| layer.version);
         versions.max_by_key(|version| version.seq).unwrap_or_default()
     }
 
@@ -332,7 +393,7 @@ impl Store {
                         resident: log.entry.payload().len() == log.entry.payload_bytes(),
                     })
                     .collect(),
-                layer_count: pg.layers.iter().filter(|key| self.layers.get(key).is_some_and(|l| l.recorded)).count()
+                layer_count: pg.layers.iter().filter(|slot| self.layers.at(**slot).is_some_and(|l| l.recorded)).count()
                     as u64,
             })
             .collect()

@@ -290,6 +290,12 @@ pub enum Suspicion {
         /// How many.
         units: u64,
     },
+    /// Super blocks are blank that were written: part of the device was wiped, perhaps with the journal.
+    #[error("{copies} super blocks are blank: the device was wiped in places")]
+    Wiped {
+        /// How many.
+        copies: u64,
+    },
     /// An earlier open found it suspect, and nobody has settled it since.
     #[error("found suspect at an earlier open and not settled since")]
     Remembered,
@@ -368,6 +374,12 @@ pub struct Counters {
     pub payload_bytes: u64,
     /// Entries, states and promises written again at the head.
     pub reappended: u64,
+    /// Bytes of large writes that went to units of their own.
+    pub staged_bytes: u64,
+    /// Metadata pages read again for the checksums in them.
+    pub pages_read: u64,
+    /// Metadata pages that were bad when they were read again.
+    pub pages_lost: u64,
     /// Writes of blocks to their home.
     pub home_writes: u64,
     /// Bytes of them.

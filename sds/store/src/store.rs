@@ -10,21 +10,27 @@ use mdm_api::epoch::{Nanos, Seq, Term, Version};
 use mdm_api::ids::PgId;
 use mdm_api::mutants::{self, Mutant};
 use sds_api::block::LayerKey;
+use sds_api::entry::Entry;
 
 use crate::alloc::Allocator;
 use crate::apply::Job;
 use crate::checkpoint::Checkpoint;
 use crate::control::Control;
 use crate::error::StoreError;
+use crate::fetch::Waiter;
 use crate::install::Install;
 use crate::io::{DiskDone, DiskError, DiskOp, DiskRequest, IoClass, OpId};
 use crate::journal::{Journal, Purpose};
 use crate::layer::Layer;
-use crate::limits::{IDLE_MS, PAYLOAD_CACHE_BYTES};
+use crate::layers::Layers;
+use crate::limits::{CHECKSUM_CACHE_BYTES, IDLE_MS, LARGE_BLOCKS_MIN, PAYLOAD_CACHE_BYTES};
 use crate::meta::Meta;
 use crate::pg::Pg;
+use crate::planted::Bug;
 use crate::read::ReadJob;
 use crate::request::{Answer, Counters, Event, Output, Request, Space, Token};
+use crate::stage::Batch;
+use crate::sums::Sums;
 use crate::superblock::SuperBlock;
 
 /// What a store may be told to do differently.
@@ -32,11 +38,39 @@ use crate::superblock::SuperBlock;
 pub struct Options {
     /// Payload of entries that wait to be applied that is kept in memory, in bytes; beyond it the journal is read again.
     pub payload_cache_bytes: usize,
+    /// Checksums of blocks at home that are kept in memory, in bytes: a KiB for each MiB of data. Others are read again from
+    /// the metadata pages when they are wanted. What a checkpoint is about to write comes on top.
+    pub checksum_cache_bytes: usize,
+    /// Writes of so many blocks and more, if they are whole units, go to fresh units instead of through the journal.
+    pub large_blocks_min: u16,
+    /// How it is broken.
+    #[cfg(feature = "planted")]
+    pub bug: Option<Bug>,
+}
+
+impl Options {
+    /// True if it is broken in this way; never without the feature `planted`.
+    #[cfg(feature = "planted")]
+    pub(crate) fn has(&self, bug: Bug) -> bool {
+        self.bug == Some(bug)
+    }
+
+    /// True if it is broken in this way; never without the feature `planted`.
+    #[cfg(not(feature = "planted"))]
+    pub(crate) const fn has(&self, _bug: Bug) -> bool {
+        false
+    }
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { payload_cache_bytes: PAYLOAD_CACHE_BYTES }
+        Self {
+            payload_cache_bytes: PAYLOAD_CACHE_BYTES,
+            checksum_cache_bytes: CHECKSUM_CACHE_BYTES,
+            large_blocks_min: LARGE_BLOCKS_MIN,
+            #[cfg(feature = "planted")]
+            bug: None,
+        }
     }
 }
 
@@ -52,6 +86,10 @@ pub(crate) enum Owner {
     JobWrite(u64),
     /// A data write of a copy.
     Install(u64),
+    /// A data write of a large entry.
+    Stage(PgId, Version),
+    /// A metadata page, for its checksums.
+    Sums(u32),
     /// A step of the checkpoint.
     Checkpoint,
 }
@@ -72,13 +110,28 @@ pub(crate) enum Item {
     Void,
 }
 
+impl Item {
+    /// Of an entry that is journaled for the first time, with its payload.
+    pub(crate) fn first(entry: &Entry) -> Self {
+        let payload_bytes = entry.payload().len();
+        Self::Entry { pg: entry.pg, version: entry.version, payload_lsn: 0, payload_bytes, again: false }
+    }
+}
+
 /// The store of one device.
 pub struct Store {
     pub(crate) super_block: SuperBlock,
     pub(crate) options: Options,
     pub(crate) journal: Journal<Item>,
     pub(crate) pgs: BTreeMap<PgId, Pg>,
-    pub(crate) layers: BTreeMap<LayerKey, Layer>,
+    pub(crate) layers: Layers,
+    pub(crate) sums: Sums,
+    /// Pages that are being read for their checksums, and who waits for them.
+    pub(crate) fetching: BTreeMap<u32, Vec<Waiter>>,
+    /// Layers that are to be applied and wait for a page.
+    pub(crate) jobs_fetching: usize,
+    /// Pages that the next checkpoint waits for.
+    pub(crate) pages_wanted: usize,
     pub(crate) units: Allocator,
     pub(crate) meta: Meta,
     pub(crate) counters: Counters,
@@ -91,6 +144,8 @@ pub struct Store {
 
     /// Payload bytes of unapplied entries in memory.
     pub(crate) resident: usize,
+    /// Bytes of memory that the entries in the log take, apart from their data.
+    pub(crate) log_bytes: usize,
     /// Bytes of all durable states.
     pub(crate) state_bytes: u64,
     /// Groups whose commit mark is ahead of the journal's.
@@ -100,6 +155,8 @@ pub struct Store {
     pub(crate) jobs: BTreeMap<u64, Job>,
     pub(crate) reads: BTreeMap<u64, ReadJob>,
     pub(crate) installs: BTreeMap<u64, Install>,
+    /// Requests some of whose records wait for large writes.
+    pub(crate) batches: BTreeMap<u64, Batch>,
     /// Durable controls waiting for jobs on their layers.
     pub(crate) controls: VecDeque<(u64, Box<Control>)>,
     /// Voids and controls that are not durable or not carried out: no checkpoint begins meanwhile.
@@ -107,6 +164,14 @@ pub struct Store {
     pub(crate) checkpoint: Option<Checkpoint>,
     pub(crate) last_checkpoint: Nanos,
     pub(crate) last_append: Nanos,
+    /// Layers that wait for states, in all groups.
+    pub(crate) parked: usize,
+    /// Units of large writes that are not applied.
+    pub(crate) staged_units: u64,
+    /// Up to here everything was carried forward to free units.
+    pub(crate) squeezed_to: u64,
+    /// More entries are to be carried forward than were read at once.
+    pub(crate) carries_left: bool,
     /// Where the head was when old things were last carried forward.
     pub(crate) relocated_at: u64,
     pub(crate) relocated_when: Nanos,
@@ -136,7 +201,7 @@ impl Store {
 
     fn request(&mut self, token: Token, request: Request, out: &mut Vec<Output>) {
         let result = match request {
-            Request::Append { entries } => self.append(token, entries),
+            Request::Append { entries } => self.append(token, entries, out),
             Request::Promise { pg, term } => self.promise(token, pg, term),
             Request::SaveState { pg, through, state } => self.save_state(token, pg, through, state),
             Request::Void { pg, after } => self.void(token, pg, after),
@@ -183,12 +248,14 @@ impl Store {
         match (owner, done.result) {
             (Owner::Read(id, part), result) => self.read_done(id, part, result, out),
             (Owner::JobRead(id, part), result) => self.job_read_done(id, part, result, out),
+            (Owner::Sums(page), result) => self.sums_read(page, result, out),
             (Owner::Checkpoint, Err(_)) if mutants::is_on(Mutant::IgnoreFailedFlush) => self.checkpoint_step_done(out),
             // I22: the first write or flush error is the last thing that happens.
             (_, Err(cause)) => self.fail(cause, out),
             (Owner::Frame(lsn), Ok(_)) => self.frame_written(lsn, out),
-            (Owner::JobWrite(id), Ok(_)) => self.job_write_done(id, out),
+            (Owner::JobWrite(id), Ok(_)) => self.job_write_done(id),
             (Owner::Install(id), Ok(_)) => self.install_written(id, out),
+            (Owner::Stage(pg, version), Ok(_)) => self.stage_written(pg, version),
             (Owner::Checkpoint, Ok(_)) => self.checkpoint_step_done(out),
         }
     }
@@ -196,6 +263,7 @@ impl Store {
     fn fail(&mut self, cause: DiskError, out: &mut Vec<Output>) {
         self.failed = Some(cause);
         let mut tokens = self.journal.abandon();
+        tokens.extend(self.batches.values().map(|batch| batch.token));
         tokens.extend(self.reads.values().filter_map(ReadJob::token));
         tokens.extend(self.installs.values().map(|install| install.token));
         tokens.extend(self.controls.drain(..).filter_map(|(_, control)| control.token()));
@@ -204,6 +272,7 @@ impl Store {
         if let Some(checkpoint) = self.checkpoint.take() {
             tokens.extend(checkpoint.tokens);
         }
+        self.batches.clear();
         self.reads.clear();
         self.installs.clear();
         let failed = |token| Output::Done { token, result: Err(StoreError::Failed(cause)) };
@@ -252,8 +321,8 @@ impl Store {
             aus_free: self.units.available(),
             aus_quarantined: self.units.quarantined(),
             aus_reserved: self.units.reserved(),
-            records_total: self.meta.slot_count(),
-            records_free: self.meta.free_slots(),
+            records_total: self.layers.slot_count(),
+            records_free: self.layers.free_slots(),
             journal_total: self.journal.ring_bytes(),
             journal_free: self.journal.room(Purpose::Data),
         }
@@ -322,26 +391,53 @@ impl Store {
 
     /// The layer in memory; made if it is not there. `None` if there is no slot for it.
     pub(crate) fn layer_or_new(&mut self, pg: PgId, key: LayerKey) -> Option<&mut Layer> {
-        use std::collections::btree_map::Entry as Place;
-        match self.layers.entry(key) {
-            Place::Occupied(place) => Some(place.into_mut()),
-            Place::Vacant(place) => {
-                let slot = self.meta.take_slot(key)?;
-                self.pgs.entry(pg).or_default().layers.insert(key);
-                Some(place.insert(Layer::new(pg, key, slot)))
+        let slot = match self.layers.get(&key) {
+            Some(layer) => layer.slot,
+            None => {
+                let slot = self.layers.insert(Layer::new(pg, key))?;
+                self.join_group(pg, slot);
+                slot
             }
+        };
+        self.layers.at_mut(slot)
+    }
+
+    /// Notes a layer in its group's list.
+    pub(crate) fn join_group(&mut self, pg: PgId, slot: u32) {
+        let members = &mut self.pgs.entry(pg).or_default().layers;
+        if let Some(layer) = self.layers.at_mut(slot) {
+            layer.member = members.len() as u32;
         }
+        members.push(slot);
     }
 
     /// Lets a layer go that nothing holds any more.
     pub(crate) fn drop_if_unused(&mut self, key: LayerKey) {
-        let Some(layer) = self.layers.get(&key).filter(|layer| layer.is_unused()) else { return };
-        let (slot, pg, reserved) = (layer.slot, layer.record.pg, layer.reserved);
-        self.units.unreserve(u64::from(reserved.count_ones()));
-        self.meta.free_slot(slot);
-        self.layers.remove(&key);
-        if let Some(pg) = self.pgs.get_mut(&pg) {
-            pg.layers.remove(&key);
+        let Some(layer) = self.layers.get_mut(&key) else { return };
+        if !layer.is_unused() {
+            layer.tidy();
+            return;
         }
+        let (slot, pg, member) = (layer.slot, layer.pg(), layer.member as usize);
+        let reserved = layer.active().map_or(0, |active| active.reserved);
+        self.units.unreserve(u64::from(reserved.count_ones()));
+        self.layers.remove(slot);
+        self.sums.clear(slot);
+        // Of a group that was forgotten meanwhile nothing is listed.
+        let listed = |pg: &&mut Pg| pg.layers.get(member) == Some(&slot);
+        let Some(pg) = self.pgs.get_mut(&pg).filter(listed) else { return };
+        pg.layers.swap_remove(member);
+        let moved = pg.layers.get(member).copied();
+        if let Some(moved) = moved.and_then(|slot| self.layers.at_mut(slot)) {
+            moved.member = member as u32;
+        }
+    }
+
+    /// The keys of a group's layers, ascending.
+    pub(crate) fn keys_of(&self, pg: PgId) -> Vec<LayerKey> {
+        let slots = self.pgs.get(&pg).map(|pg| pg.layers.as_slice()).unwrap_or_default();
+        let mut keys: Vec<LayerKey> = slots.iter().filter_map(|slot| self.layers.at(*slot)).map(|l| l.key).collect();
+        keys.sort_unstable();
+        keys
     }
 }

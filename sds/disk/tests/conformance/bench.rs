@@ -75,6 +75,11 @@ impl Bench {
         Self::with_limit(kind, volatile_cache, &medium.path, Duration::from_secs(60))
     }
 
+    /// At a path.
+    pub fn new_at(kind: EngineKind, path: &Path) -> Self {
+        Self::with_limit(kind, false, path, Duration::from_secs(60))
+    }
+
     /// The limit is that of the fault wrapper.
     pub fn with_limit(kind: EngineKind, volatile_cache: bool, path: &Path, hang_limit: Duration) -> Self {
         let (sender, receiver) = channel();

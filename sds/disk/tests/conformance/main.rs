@@ -6,6 +6,7 @@ mod bench;
 mod loop_device;
 mod promises;
 mod refusals;
+mod stores;
 
 use bench::{Bench, Medium};
 use sds_disk::EngineKind;

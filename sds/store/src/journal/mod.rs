@@ -106,9 +106,13 @@ pub struct Journal<I> {
     durable: u64,
     head: Mark,
     frames: VecDeque<FrameInfo>,
+    /// Frames before this one are durable and not needed.
+    first_needed: usize,
     building: VecDeque<Building<I>>,
     in_flight: VecDeque<InFlight<I>>,
     queued: u64,
+    /// Who waits, for frames being filled and in flight.
+    open_tokens: usize,
 }
 
 impl<I> Journal<I> {
@@ -122,9 +126,11 @@ impl<I> Journal<I> {
             durable: tail.lsn,
             head: tail,
             frames: VecDeque::new(),
+            first_needed: 0,
             building: VecDeque::new(),
             in_flight: VecDeque::new(),
             queued: 0,
+            open_tokens: 0,
         }
     }
 
@@ -190,6 +196,16 @@ impl<I> Journal<I> {
         enough
     }
 
+    /// Keeps room that was asked for already.
+    pub fn keep(&mut self, cost: u64) {
+        self.queued += cost;
+    }
+
+    /// No record added so far, or room kept for, lies beyond.
+    pub fn bound(&self) -> u64 {
+        self.head.lsn + self.queued
+    }
+
     /// Gives kept room back, or to the record that is now added.
     pub fn unreserve(&mut self, cost: u64) {
         self.queued = self.queued.checked_sub(cost).expect("only what was kept is given back");
@@ -233,6 +249,7 @@ impl<I> Journal<I> {
     pub fn wait(&mut self, token: Token) {
         let building = self.building.back_mut().expect("something was added before anybody waits");
         building.tokens.push(token);
+        self.open_tokens += 1;
     }
 
     /// True if frames wait to be written or are being written.
@@ -240,10 +257,18 @@ impl<I> Journal<I> {
         !self.building.is_empty() || !self.in_flight.is_empty()
     }
 
+    /// While frames are under way, the next one is worth its write when it carries its share of all who wait: else many
+    /// small frames would be in flight, and those who wait would be served by few.
+    fn waits_for_company(&self) -> bool {
+        let [only] = self.building.as_slices().0 else { return false };
+        let is_alone = self.building.len() == 1 && !self.in_flight.is_empty();
+        is_alone && only.tokens.len() * FRAMES_IN_FLIGHT < self.open_tokens
+    }
+
     /// Takes the next frame to write, if there is one and not too many are in flight. `fill` may add small records up to the
     /// number of bytes that the header area has left.
     pub fn cut(&mut self, fill: impl FnOnce(usize, &mut Vec<u8>, &mut Vec<I>) -> u32) -> Option<Cut<I>> {
-        if self.in_flight.len() >= FRAMES_IN_FLIGHT {
+        if self.in_flight.len() >= FRAMES_IN_FLIGHT || self.waits_for_company() {
             return None;
         }
         let mut building = self.building.pop_front()?;
@@ -300,29 +325,49 @@ impl<I> Journal<I> {
             return None;
         }
         self.durable = front.end;
-        self.in_flight.pop_front().map(|frame| frame.done)
+        let done = self.in_flight.pop_front().map(|frame| frame.done)?;
+        self.open_tokens -= done.tokens.len();
+        self.pass_unneeded();
+        Some(done)
     }
 
-    fn frame_mut(&mut self, lsn: u64) -> &mut FrameInfo {
+    fn is_passed(&self, frame: &FrameInfo) -> bool {
+        frame.needed == 0 && frame.end <= self.durable
+    }
+
+    fn pass_unneeded(&mut self) {
+        while self.frames.get(self.first_needed).is_some_and(|frame| self.is_passed(frame)) {
+            self.first_needed += 1;
+        }
+    }
+
+    fn place_of(&self, lsn: u64) -> usize {
         let index = self.frames.partition_point(|frame| frame.mark.lsn < lsn);
-        let frame = self.frames.get_mut(index).filter(|frame| frame.mark.lsn == lsn);
-        frame.expect("what is needed is in the ring")
+        let found = self.frames.get(index).is_some_and(|frame| frame.mark.lsn == lsn);
+        assert!(found, "what is needed is in the ring");
+        index
     }
 
     /// Something needs the frame at `lsn`.
     pub fn need(&mut self, lsn: u64) {
-        self.frame_mut(lsn).needed += 1;
+        let index = self.place_of(lsn);
+        self.frames[index].needed += 1;
+        self.first_needed = self.first_needed.min(index);
     }
 
     /// It is no longer needed by one thing.
     pub fn release(&mut self, lsn: u64) {
-        let frame = self.frame_mut(lsn);
+        let index = self.place_of(lsn);
+        let frame = &mut self.frames[index];
         frame.needed = frame.needed.checked_sub(1).expect("released as often as needed");
+        if index == self.first_needed {
+            self.pass_unneeded();
+        }
     }
 
     /// The first position that is still needed: where a checkpoint taken now may put the tail.
     pub fn tail_candidate(&self) -> Mark {
-        let first = self.frames.iter().find(|frame| frame.needed > 0 || frame.end > self.durable);
+        let first = self.frames.range(self.first_needed..).find(|frame| !self.is_passed(frame));
         first.map_or(self.head, |frame| frame.mark)
     }
 
@@ -331,6 +376,7 @@ impl<I> Journal<I> {
         while self.frames.front().is_some_and(|frame| frame.mark.lsn < lsn) {
             let frame = self.frames.pop_front().expect("it was just looked at");
             assert!(frame.needed == 0 && frame.end <= lsn, "I20: the tail passes nothing that is needed");
+            self.first_needed = self.first_needed.saturating_sub(1);
         }
         self.tail = self.tail.max(lsn);
     }
@@ -342,6 +388,7 @@ impl<I> Journal<I> {
 
     /// Everybody who waits for a frame, for the end after a failure.
     pub fn abandon(&mut self) -> Vec<Token> {
+        self.open_tokens = 0;
         let in_flight = self.in_flight.drain(..).flat_map(|frame| frame.done.tokens);
         let building = self.building.drain(..).flat_map(|frame| frame.tokens);
         in_flight.chain(building).collect()

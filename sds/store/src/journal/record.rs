@@ -3,7 +3,7 @@
 use bytes::{BufMut, Bytes};
 use mdm_api::epoch::{Seq, Term, Version};
 use mdm_api::ids::PgId;
-use sds_api::block::{BLOCK_BYTES, CHUNK_AUS, CHUNK_BLOCKS, LayerKey};
+use sds_api::block::{AU_BLOCKS, BLOCK_BYTES, CHUNK_AUS, CHUNK_BLOCKS, LayerKey};
 use sds_api::entry::{
     Entry, EntryBody, EntryDecodeError, get_layer, get_pg, get_u8, get_u16, get_u32, get_u64, get_version, put_layer,
     put_pg, put_version,
@@ -20,6 +20,13 @@ pub const NO_AU: u32 = u32::MAX;
 pub enum Record {
     /// An entry; the data of a write is in the frame's payload.
     Entry(Entry),
+    /// An entry whose data was written to units of its own.
+    Link {
+        /// The entry, a write of whole units.
+        entry: Entry,
+        /// For each unit of the chunk, where its data is; [`NO_AU`] where it has none.
+        aus: [u32; CHUNK_AUS],
+    },
     /// Never below this term (I7).
     Promise {
         /// The group.
@@ -106,6 +113,7 @@ mod tag {
     pub(super) const REMOVE: u8 = 7;
     pub(super) const REPAIR: u8 = 8;
     pub(super) const FORGET: u8 = 9;
+    pub(super) const LINK: u8 = 10;
 }
 
 /// Appends an entry record without taking the entry.
@@ -113,6 +121,16 @@ pub fn encode_entry(entry: &Entry, out: &mut Vec<u8>) {
     out.put_u8(tag::ENTRY);
     entry.encode_header(out);
 }
+
+/// Appends a link record without taking the entry.
+pub fn encode_link(entry: &Entry, aus: &[u32; CHUNK_AUS], out: &mut Vec<u8>) {
+    out.put_u8(tag::LINK);
+    entry.encode_header(out);
+    aus.iter().for_each(|au| out.put_u32_le(*au));
+}
+
+/// Bytes that a link has beyond its entry.
+pub const LINK_BYTES: usize = 4 * CHUNK_AUS;
 
 /// Bytes of an encoded commit record.
 pub const COMMIT_BYTES: usize = 1 + 12 + 8;
@@ -122,6 +140,7 @@ impl Record {
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Self::Entry(entry) => encode_entry(entry, out),
+            Self::Link { entry, aus } => encode_link(entry, aus, out),
             Self::Promise { pg, term } => {
                 out.put_u8(tag::PROMISE);
                 put_pg(out, *pg);
@@ -171,6 +190,7 @@ impl Record {
     pub fn decode(input: &mut &[u8]) -> Result<Self, EntryDecodeError> {
         Ok(match get_u8(input)? {
             tag::ENTRY => Self::Entry(Entry::decode_header(input)?),
+            tag::LINK => Self::decode_link(input)?,
             tag::PROMISE => Self::Promise { pg: get_pg(input)?, term: Term(get_u64(input)?) },
             tag::STATE => {
                 let (pg, through) = (get_pg(input)?, Seq(get_u64(input)?));
@@ -204,6 +224,23 @@ impl Record {
             tag::FORGET => Self::ForgetPg { pg: get_pg(input)? },
             other => return Err(EntryDecodeError::UnknownKind(other)),
         })
+    }
+
+    fn decode_link(input: &mut &[u8]) -> Result<Self, EntryDecodeError> {
+        let entry = Entry::decode_header(input)?;
+        let EntryBody::Write { blocks, .. } = &entry.body else { return Err(EntryDecodeError::BadRange) };
+        let units: BlockMap = blocks.iter().collect();
+        let mut aus = [NO_AU; CHUNK_AUS];
+        for (index, au) in aus.iter_mut().enumerate() {
+            *au = get_u32(input)?;
+            if units.touches_au(index) != (*au != NO_AU) {
+                return Err(EntryDecodeError::BadRange);
+            }
+        }
+        if !blocks.first().is_multiple_of(AU_BLOCKS) || !blocks.count().is_multiple_of(AU_BLOCKS) {
+            return Err(EntryDecodeError::BadRange);
+        }
+        Ok(Self::Link { entry, aus })
     }
 
     /// Bytes of payload that belong to it.
@@ -285,6 +322,20 @@ mod tests {
                 identity: None,
                 body: EntryBody::Zero { layer, blocks: BlockRange::WHOLE },
             }),
+            Record::Link {
+                entry: Entry {
+                    pg,
+                    version,
+                    identity: None,
+                    body: EntryBody::Write {
+                        layer,
+                        blocks: BlockRange::new(0, 16).unwrap(),
+                        checksums: vec![9; 16],
+                        data: Bytes::from(vec![0; 16 * BLOCK_BYTES]),
+                    },
+                },
+                aus,
+            },
             Record::Promise { pg, term: Term(8) },
             Record::State { pg, through: Seq(9), state: Bytes::from_static(b"state") },
             Record::Void { pg, after: Seq(10) },
@@ -306,7 +357,11 @@ mod tests {
             let mut bytes = Vec::new();
             record.encode(&mut bytes);
             let input = &mut bytes.as_slice();
-            assert_eq!(Record::decode(input), Ok(record));
+            let mut decoded = Record::decode(input).unwrap();
+            if let Record::Link { entry, .. } = &mut decoded {
+                entry.attach(Bytes::from(vec![0; 16 * BLOCK_BYTES]));
+            }
+            assert_eq!(decoded, record);
             assert!(input.is_empty());
             for cut in 0..bytes.len() {
                 assert!(Record::decode(&mut &bytes[..cut]).is_err());

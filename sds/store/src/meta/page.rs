@@ -14,8 +14,10 @@ use sds_api::entry::{get_layer, get_pg, get_version, put_layer, put_pg, put_vers
 
 use crate::blockmap::{BLOCK_MAP_BYTES, BlockMap};
 use crate::journal::record::NO_AU;
+use crate::layer::Layer;
 use crate::layout::RECORDS_PER_PAGE;
 use crate::limits::PAGE_BYTES;
+use crate::sums::BlockSums;
 
 /// The first bytes of every block of metadata.
 pub const META_MAGIC: u32 = u32::from_le_bytes(*b"ASMP");
@@ -77,7 +79,9 @@ pub struct ChunkRecord {
     /// Its units, [`NO_AU`] where there is none.
     pub aus: [u32; CHUNK_AUS],
     /// CRC32C of each block; 0 for those not present.
-    pub checksums: Box<[u32; CHUNK_BLOCKS as usize]>,
+    pub checksums: Box<BlockSums>,
+    /// Present blocks whose CRC is lost, since a page was: they are bad until they are written again.
+    pub lost: BlockMap,
 }
 
 impl ChunkRecord {
@@ -92,28 +96,13 @@ impl ChunkRecord {
             zeroed: BlockMap::EMPTY,
             aus: [NO_AU; CHUNK_AUS],
             checksums: Box::new([0; CHUNK_BLOCKS as usize]),
+            lost: BlockMap::EMPTY,
         }
     }
 
     /// The units that it has.
     pub fn units(&self) -> impl Iterator<Item = u32> + '_ {
         self.aus.iter().copied().filter(|au| *au != NO_AU)
-    }
-
-    fn encode(&self, slot: &mut [u8]) {
-        let mut head = Vec::with_capacity(SUMS_AT);
-        head.put_u8(1);
-        put_pg(&mut head, self.pg);
-        put_layer(&mut head, self.layer);
-        put_version(&mut head, self.version);
-        head.put_u64_le(self.base);
-        head.put_slice(&self.present.to_bytes());
-        head.put_slice(&self.zeroed.to_bytes());
-        self.aus.iter().for_each(|au| head.put_u32_le(*au));
-        slot[..head.len()].copy_from_slice(&head);
-        for (at, sum) in slot[SUMS_AT..].chunks_exact_mut(4).zip(self.checksums.iter()) {
-            at.copy_from_slice(&sum.to_le_bytes());
-        }
     }
 
     fn decode(slot: &[u8]) -> Option<Option<Self>> {
@@ -130,11 +119,40 @@ impl ChunkRecord {
         record.present = BlockMap::from_bytes(input.copy_to_bytes(BLOCK_MAP_BYTES).as_ref().try_into().ok()?);
         record.zeroed = BlockMap::from_bytes(input.copy_to_bytes(BLOCK_MAP_BYTES).as_ref().try_into().ok()?);
         record.aus.iter_mut().for_each(|au| *au = input.get_u32_le());
+        record.lost = BlockMap::from_bytes(input.copy_to_bytes(BLOCK_MAP_BYTES).as_ref().try_into().ok()?);
         for (sum, bytes) in record.checksums.iter_mut().zip(sums.chunks_exact(4)) {
             *sum = u32::from_le_bytes(bytes.try_into().ok()?);
         }
         let units_fit = (0..CHUNK_AUS).all(|au| record.present.touches_au(au) == (record.aus[au] != NO_AU));
-        (units_fit && !record.present.intersects(&record.zeroed)).then_some(Some(record))
+        let maps_fit = !record.present.intersects(&record.zeroed) && record.lost.is_within(&record.present);
+        (units_fit && maps_fit).then_some(Some(record))
+    }
+}
+
+/// What goes into one record of a page.
+pub(crate) struct RecordParts<'a> {
+    pub(crate) layer: &'a Layer,
+    pub(crate) sums: &'a BlockSums,
+    pub(crate) lost: BlockMap,
+}
+
+impl RecordParts<'_> {
+    fn encode(&self, slot: &mut [u8]) {
+        let layer = self.layer;
+        let mut head = Vec::with_capacity(SUMS_AT);
+        head.put_u8(1);
+        put_pg(&mut head, layer.pg());
+        put_layer(&mut head, layer.key);
+        put_version(&mut head, layer.version);
+        head.put_u64_le(layer.base);
+        head.put_slice(&layer.present.to_bytes());
+        head.put_slice(&layer.zeroed().to_bytes());
+        layer.aus.iter().for_each(|au| head.put_u32_le(*au));
+        head.put_slice(&self.lost.to_bytes());
+        slot[..head.len()].copy_from_slice(&head);
+        for (at, sum) in slot[SUMS_AT..].chunks_exact_mut(4).zip(self.sums) {
+            at.copy_from_slice(&sum.to_le_bytes());
+        }
     }
 }
 
@@ -167,11 +185,11 @@ pub fn is_current(block: &[u8], kind: Kind, salt: u64, index: u64, reference: &H
 }
 
 /// The bytes of a page and their CRC.
-pub fn encode_page<'a>(
+pub(crate) fn encode_page<'a>(
     salt: u64,
     index: u64,
     generation: u64,
-    records: impl Iterator<Item = Option<&'a ChunkRecord>>,
+    records: impl Iterator<Item = Option<RecordParts<'a>>>,
 ) -> (AlignedBuf, u32) {
     let mut page = AlignedBuf::zeroed(PAGE_BYTES);
     for (slot, record) in page[RECORDS_AT..].chunks_exact_mut(RECORD_BYTES).zip(records) {
@@ -232,7 +250,10 @@ mod tests {
         record.zeroed.insert(3);
         record.aus[1] = 42;
         record.checksums[17] = 0xdead_beef;
-        let (page, crc) = encode_page(9, 10, 11, [None, Some(&record), None].into_iter());
+        record.lost.insert(17);
+        let known = Layer::of_record(&record);
+        let parts = RecordParts { layer: &known, sums: &record.checksums, lost: record.lost };
+        let (page, crc) = encode_page(9, 10, 11, [None, Some(parts), None].into_iter());
         let current = HomeRef { generation: 11, crc, home: 1 };
         assert!(is_current(&page, Kind::Page, 9, 10, &current));
         assert!(!is_current(&page, Kind::Page, 9, 10, &HomeRef { generation: 12, ..current }));

@@ -18,7 +18,9 @@ use sds_store::open::{OpenParameters, Opened, Opener};
 use sds_store::request::{Event, Output, Recovered, Request, Token};
 use sds_store::store::{Options, Store};
 
+pub mod compare;
 pub mod model;
+pub mod world;
 
 /// Small, seeded, good enough (splitmix64).
 pub struct Random(pub u64);
@@ -155,6 +157,21 @@ impl Disk {
         Self { durable, size: self.size, unreadable: self.unreadable.clone(), ..Self::default() }
     }
 
+    /// Of the first write on its way the first block reaches the medium.
+    pub fn tear_first_write(&mut self) {
+        let Some((DiskRequest { op: DiskOp::Write { offset, buffers, .. }, .. }, _)) = self.in_flight.pop_front()
+        else {
+            panic!("no write is on its way");
+        };
+        let (number, data) = blocks_of(offset, &buffers).swap_remove(0);
+        self.durable.insert(number, data);
+    }
+
+    /// Nothing that was not flushed reaches the medium.
+    pub fn without_cache(&self) -> Self {
+        Self { durable: self.durable.clone(), size: self.size, ..Self::default() }
+    }
+
     /// Turns bits of a block over.
     pub fn rot(&mut self, block: u64) {
         let mut data = *self.visible(block);
@@ -254,9 +271,13 @@ impl Machine {
     }
 
     pub fn fresh(size: u64, journal: u64) -> Self {
+        Self::fresh_with(size, journal, Options::default())
+    }
+
+    pub fn fresh_with(size: u64, journal: u64, options: Options) -> Self {
         let mut disk = Disk::new(size);
         format(&mut disk, parameters(size, journal)).unwrap();
-        let (store, recovered) = open(&mut disk, Options::default()).unwrap();
+        let (store, recovered) = open(&mut disk, options).unwrap();
         assert_eq!(recovered.open_count, 1);
         Self::new(disk, store)
     }

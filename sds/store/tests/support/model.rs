@@ -48,26 +48,46 @@ pub enum Cell {
     Zero,
 }
 
-/// What a layer began with: nothing, or a copy.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Base {
-    pub cells: BTreeMap<u16, Cell>,
-    pub version: Version,
-    /// Entries up to here have no effect any more.
-    pub floor: Seq,
-}
+/// Tests touch no block from here on.
+pub const BLOCKS: u16 = 112;
 
 /// A layer as it must be.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Content {
-    pub cells: BTreeMap<u16, Cell>,
+    pub cells: Vec<Option<Cell>>,
     pub version: Version,
+}
+
+impl Default for Content {
+    fn default() -> Self {
+        Self { cells: vec![None; usize::from(BLOCKS)], version: Version::default() }
+    }
+}
+
+impl Content {
+    /// As a copy has it.
+    pub fn of(copy: &LayerContent) -> Self {
+        let mut content = Self { version: copy.version, ..Self::default() };
+        let blocks = copy.data.iter().flat_map(|piece| piece.chunks_exact(4096));
+        for (block, bytes) in copy.present.iter().zip(blocks) {
+            content.cells[usize::from(block)] = Some(Cell::Value(value_of(bytes)));
+        }
+        copy.zeroed.iter().for_each(|block| content.cells[usize::from(block)] = Some(Cell::Zero));
+        content
+    }
+}
+
+/// The number that a block stands for. A block that stands for none, since it is mixed, is no admissible content.
+pub fn value_of(block: &[u8]) -> u64 {
+    assert!(block[..4088] == block[8..], "a mixed block");
+    u64::from_le_bytes(block[..8].try_into().unwrap())
 }
 
 #[derive(Clone, Default, Debug)]
 pub struct PgModel {
     pub entries: BTreeMap<Seq, Entry>,
-    pub bases: BTreeMap<LayerKey, Base>,
+    /// The layers with everything committed.
+    pub folded: BTreeMap<LayerKey, Content>,
     pub acked: Seq,
     pub committed: Seq,
     /// A crash may leave any of these promises, at least the first.
@@ -77,40 +97,46 @@ pub struct PgModel {
     pub term: u64,
 }
 
+fn fold(contents: &mut BTreeMap<LayerKey, Content>, entry: &Entry) {
+    match &entry.body {
+        EntryBody::Write { layer, blocks, data, .. } => {
+            let content = contents.entry(*layer).or_default();
+            content.version = entry.version;
+            for (index, block) in blocks.iter().enumerate() {
+                let value = u64::from_le_bytes(data[index * 4096..index * 4096 + 8].try_into().unwrap());
+                content.cells[usize::from(block)] = Some(Cell::Value(value));
+            }
+        }
+        EntryBody::Zero { layer, blocks } => {
+            let content = contents.entry(*layer).or_default();
+            content.version = entry.version;
+            blocks.iter().for_each(|block| content.cells[usize::from(block)] = Some(Cell::Zero));
+        }
+        EntryBody::DropVtree { vtree } => contents.retain(|key, _| key.chunk.vtree != *vtree),
+        EntryBody::EpochStart { .. } | EntryBody::Elsewhere { .. } => {}
+    }
+}
+
 impl PgModel {
     pub fn last(&self) -> Seq {
         self.entries.keys().next_back().copied().unwrap_or_default()
     }
 
-    /// All layers when entries up to `through` have had their effect.
+    /// All layers when entries up to `through`, which are the committed ones at least, have had their effect.
     pub fn contents(&self, through: Seq) -> BTreeMap<LayerKey, Content> {
-        let mut contents: BTreeMap<LayerKey, Content> = BTreeMap::new();
-        for (key, base) in self.bases.iter().filter(|(_, base)| base.version != Version::default()) {
-            contents.insert(*key, Content { cells: base.cells.clone(), version: base.version });
-        }
-        let floor = |key: &LayerKey| self.bases.get(key).map_or(Seq(0), |base| base.floor);
-        for (seq, entry) in self.entries.range(..=through) {
-            match &entry.body {
-                EntryBody::Write { layer, blocks, data, .. } if *seq > floor(layer) => {
-                    let content = contents.entry(*layer).or_default();
-                    content.version = entry.version;
-                    for (index, block) in blocks.iter().enumerate() {
-                        let value = u64::from_le_bytes(data[index * 4096..index * 4096 + 8].try_into().unwrap());
-                        content.cells.insert(block, Cell::Value(value));
-                    }
-                }
-                EntryBody::Zero { layer, blocks } if *seq > floor(layer) => {
-                    let content = contents.entry(*layer).or_default();
-                    content.version = entry.version;
-                    content.cells.extend(blocks.iter().map(|block| (block, Cell::Zero)));
-                }
-                EntryBody::DropVtree { vtree } => {
-                    contents.retain(|key, _| key.chunk.vtree != *vtree || floor(key) > *seq);
-                }
-                _ => {}
-            }
+        let mut contents = self.folded.clone();
+        if through > self.committed {
+            self.entries.range(self.committed.next()..=through).for_each(|(_, entry)| fold(&mut contents, entry));
         }
         contents
+    }
+
+    /// Entries up to `through` are committed.
+    pub fn commit(&mut self, through: Seq) {
+        if through > self.committed {
+            self.folded = self.contents(through);
+            self.committed = through;
+        }
     }
 
     /// Voids entries beyond.
@@ -119,18 +145,12 @@ impl PgModel {
         self.acked = self.acked.min(after);
     }
 
-    pub fn install(&mut self, key: LayerKey, content: &LayerContent) {
-        let mut cells = BTreeMap::new();
-        let all: Vec<u8> = content.data.iter().flat_map(|piece| piece.to_vec()).collect();
-        for (index, block) in content.present.iter().enumerate() {
-            let value = u64::from_le_bytes(all[index * 4096..index * 4096 + 8].try_into().unwrap());
-            cells.insert(block, Cell::Value(value));
-        }
-        cells.extend(content.zeroed.iter().map(|block| (block, Cell::Zero)));
-        self.bases.insert(key, Base { cells, version: content.version, floor: content.version.seq });
+    /// A copy as of what is committed takes the place of a layer.
+    pub fn install(&mut self, key: LayerKey, copy: &LayerContent) {
+        self.folded.insert(key, Content::of(copy));
     }
 
     pub fn remove(&mut self, key: LayerKey) {
-        self.bases.insert(key, Base { floor: self.committed, ..Base::default() });
+        self.folded.remove(&key);
     }
 }
