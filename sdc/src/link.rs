@@ -3,14 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mdm_api::client::{ClientError, MdmClient, Members};
+use mdm_api::client::{ClientError, Connector, MdmClient, Members, follow, pki};
 use mdm_api::command::{CommandAnswer, DaemonCommand};
-use mdm_api::control::{Request, Response};
+use mdm_api::control::{PeerRole, Request, Response};
+use mdm_api::epoch::Revision;
 use mdm_api::error::{CommandError, ErrorCode};
 use mdm_api::ids::{Guid, SdcId, VolumeId};
-use mdm_api::map::{ClusterMap, MapDelta};
+use mdm_api::map::{ClusterMap, MapDelta, MapView};
 use sdc_client::runtime::{Answer, Cluster, Opening};
 use tokio::sync::{mpsc, watch};
+
+use crate::identity::Membership;
 
 /// How long one attempt to ask may take before it is made anew.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -27,22 +30,29 @@ pub struct SystemLink {
     pub sdc: SdcId,
     /// Where its members are, as last known.
     pub members: Members,
-    /// Names this start of the daemon: what is opened under it fences what was opened under another.
-    opener: u64,
+    /// Names this start of the daemon.
+    start: u64,
 }
 
 impl SystemLink {
+    /// Reaches the system that this host has joined, and follows its map. Must run inside a tokio runtime.
+    pub fn connect(membership: &Membership) -> anyhow::Result<Self> {
+        let identity = membership.identity();
+        let tls = pki::client_config(&identity.authority_pem, Some(&identity))?;
+        let connector = Connector::new(tls, PeerRole::Sdc(membership.sdc), Some(membership.system));
+        let members = Members::new(membership.members.clone());
+        let client = MdmClient::start(connector.clone(), members.clone(), None);
+        let deltas = follow(connector, members.clone(), MapView::Sdc(membership.sdc), Revision(0));
+        let mut random = [0; 8];
+        getrandom::fill(&mut random)?;
+        Ok(Self::start(client, members, membership.sdc, u64::from_le_bytes(random), deltas))
+    }
+
     /// Keeps the map that `deltas` carry.
-    pub fn start(
-        client: MdmClient,
-        members: Members,
-        sdc: SdcId,
-        opener: u64,
-        deltas: mpsc::Receiver<MapDelta>,
-    ) -> Self {
+    fn start(client: MdmClient, members: Members, sdc: SdcId, start: u64, deltas: mpsc::Receiver<MapDelta>) -> Self {
         let (sender, map) = watch::channel(Arc::new(ClusterMap::default()));
         tokio::spawn(keep_map(deltas, sender));
-        Self { client, map, sdc, members, opener }
+        Self { client, map, sdc, members, start }
     }
 
     /// Tells the system that this client is there, until it has been heard.
@@ -63,7 +73,7 @@ impl SystemLink {
 
     /// A request that takes effect once however often it is asked: the id is made of this start and of what it is about.
     fn daemon_request(&self, command: DaemonCommand, about: u64) -> Request {
-        let request_id = u128::from(self.opener) << 64 | u128::from(about);
+        let request_id = u128::from(self.start) << 64 | u128::from(about);
         Request::Daemon { request_id, command }
     }
 
@@ -82,18 +92,15 @@ impl SystemLink {
         }
     }
 
-    async fn open_mapping(&self, volume: VolumeId) -> Result<Opening, CommandError> {
-        let open = DaemonCommand::OpenMapping { volume, sdc: self.sdc, opener: self.opener };
-        let mut random = [0; 8];
-        getrandom::fill(&mut random)
-            .map_err(|error| internal(format!("no random numbers from the kernel: {error}")))?;
+    async fn open_mapping(&self, volume: VolumeId, opener: u64) -> Result<Opening, CommandError> {
+        let open = DaemonCommand::OpenMapping { volume, sdc: self.sdc, opener };
         // Not the same id again: a mapping that was taken away and given back is opened anew by the same daemon.
-        let answer = self.ask(self.daemon_request(open, u64::from_le_bytes(random))).await?;
+        let answer = self.ask(self.daemon_request(open, random()?)).await?;
         let Response::Command(CommandAnswer::Opened { generation, .. }) = answer else {
             return Err(internal(format!("unexpected answer to an opening: {answer:?}")));
         };
-        match self.ask(Request::Credential { volume, opener: self.opener }).await? {
-            Response::Credential(credential) => Ok(Opening { generation, credential }),
+        match self.ask(Request::Credential { volume, opener }).await? {
+            Response::Credential(credential) => Ok(Opening { generation, credential, opener }),
             other => Err(internal(format!("unexpected answer to a request for a credential: {other:?}"))),
         }
     }
@@ -105,9 +112,15 @@ impl SystemLink {
             map: self.map.clone(),
             sdc: self.sdc,
             members: self.members.clone(),
-            opener: self.opener,
+            start: self.start,
         }
     }
+}
+
+fn random() -> Result<u64, CommandError> {
+    let mut random = [0; 8];
+    getrandom::fill(&mut random).map_err(|error| internal(format!("no random numbers from the kernel: {error}")))?;
+    Ok(u64::from_le_bytes(random))
 }
 
 fn internal(message: String) -> CommandError {
@@ -121,7 +134,13 @@ impl Cluster for SystemLink {
 
     fn open(&self, volume: VolumeId) -> Answer<Opening> {
         let link = self.handle();
-        Box::pin(async move { link.open_mapping(volume).await })
+        // Zero means that nobody has opened a mapping.
+        Box::pin(async move { link.open_mapping(volume, random()? | 1).await })
+    }
+
+    fn renew(&self, volume: VolumeId, opener: u64) -> Answer<Opening> {
+        let link = self.handle();
+        Box::pin(async move { link.open_mapping(volume, opener).await })
     }
 }
 

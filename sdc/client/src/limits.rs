@@ -24,6 +24,11 @@ pub const NO_SPACE_BACKOFF_MS: u64 = 1000;
 /// A request that was unanswered this long on a connection that was silent this long makes the connection suspect. Well
 /// above any pause of a healthy system (P6: 3 s): a dead host shows in the map, and in TCP's own time-outs, before.
 pub const SILENCE_MS: u64 = 10_000;
+/// A request that was unanswered this long on a connection that lives is sent again: the server may have lost it. Twice as
+/// long after each time, so that a group that waits for a copy for hours is not asked thousands of times.
+pub const RESEND_MS: u64 = 20_000;
+/// See [`RESEND_MS`]: at most about eleven minutes.
+pub const RESEND_DOUBLINGS_MAX: u32 = 5;
 /// How often unanswered requests are looked at.
 pub const SILENCE_CHECK_MS: u64 = 1000;
 /// A server says "out of range" of bytes that the client's map has, because its own map is behind after a resize: asked

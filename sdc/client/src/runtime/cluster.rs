@@ -19,6 +19,8 @@ pub struct Opening {
     pub generation: AttachGeneration,
     /// The ticket and its secret.
     pub credential: Credential,
+    /// Who opened it: names this session towards the metadata manager, for a new ticket.
+    pub opener: u64,
 }
 
 /// An answer that takes its time.
@@ -30,10 +32,14 @@ pub trait Cluster: Send + Sync + 'static {
     /// The newest map that is held here. Revisions only grow.
     fn map(&self) -> watch::Receiver<Arc<ClusterMap>>;
 
-    /// Opens the mapping (`DaemonCommand::OpenMapping`, then `Request::Credential`, both with the same opener), waiting out
-    /// metadata managers that are away. Called again when a ticket is not accepted any more: the same opener gets the same
-    /// generation and a new ticket.
+    /// Opens the mapping under an opener that nobody used before (`DaemonCommand::OpenMapping`, then
+    /// `Request::Credential`, both with that opener), waiting out metadata managers that are away. Every call gives another
+    /// generation: a session numbers its requests from the beginning, and servers take a number that they know for a
+    /// request that was carried out (I16).
     fn open(&self, volume: VolumeId) -> Answer<Opening>;
+
+    /// A new ticket for what `opener` opened: the same generation, unless somebody has opened the mapping since.
+    fn renew(&self, volume: VolumeId, opener: u64) -> Answer<Opening>;
 }
 
 impl fmt::Debug for dyn Cluster {

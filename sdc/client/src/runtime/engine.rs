@@ -78,6 +78,7 @@ struct Pending {
 struct Hosted {
     session: Session,
     credential: Credential,
+    opener: u64,
     renewing: bool,
     pending: BTreeMap<IoId, Pending>,
     last_id: u64,
@@ -276,6 +277,7 @@ impl Engine {
         let hosted = Hosted {
             session,
             credential: opening.credential,
+            opener: opening.opener,
             renewing: false,
             pending: BTreeMap::new(),
             last_id: 0,
@@ -374,7 +376,7 @@ impl Engine {
         let Some(hosted) = self.lanes.get_mut(&lane).filter(|hosted| !hosted.renewing) else { return };
         hosted.renewing = true;
         let volume = hosted.session.identity().volume;
-        let (opening, renewals) = (self.cluster.open(volume), self.renewals.0.clone());
+        let (opening, renewals) = (self.cluster.renew(volume, hosted.opener), self.renewals.0.clone());
         tokio::spawn(async move {
             let renewed = Renewed { lane, volume, result: opening.await };
             if renewals.send(renewed).await.is_err() {

@@ -50,6 +50,7 @@ impl Session {
                 was_sent: false,
                 state: State::Ready,
                 attempts: 0,
+                resends: 0,
                 damaged: 0,
                 out_of_range_since: None,
             });

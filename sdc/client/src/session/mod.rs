@@ -34,7 +34,10 @@ use sds_api::client::{ClientReply, ClientRequest};
 use sds_api::open::OpenRefusal;
 
 use crate::io::{IoError, IoId, IoOutput, IoRequest};
-use crate::limits::{BYTES_MAX, IO_BYTES_MAX, OPERATIONS_MAX, SILENCE_CHECK_MS, SILENCE_MS, STATUS_BYTES_MAX};
+use crate::limits::{
+    BYTES_MAX, IO_BYTES_MAX, OPERATIONS_MAX, RESEND_DOUBLINGS_MAX, RESEND_MS, SILENCE_CHECK_MS, SILENCE_MS,
+    STATUS_BYTES_MAX,
+};
 use crate::order::Order;
 use crate::route::{Geometry, access};
 use crate::stats::Stats;
@@ -387,15 +390,26 @@ impl Session {
 
     fn suspect_silent_paths(&mut self, step: &mut Step<'_>) {
         self.next_check = if self.sent.is_empty() { Nanos::NEVER } else { step.now.plus_ms(SILENCE_CHECK_MS) };
-        let silent: BTreeSet<SdsId> = self
-            .pieces
-            .iter()
-            .filter_map(|(_, piece)| match piece.state {
-                State::Sent { sds, at, .. } if step.now.ms_since(at) >= SILENCE_MS => Some(sds),
-                _ => None,
-            })
-            .collect();
+        let (mut silent, mut forgotten) = (BTreeSet::new(), Vec::new());
+        for (slot, piece) in self.pieces.iter() {
+            let State::Sent { sds, at, .. } = piece.state else { continue };
+            let unanswered_ms = step.now.ms_since(at);
+            if unanswered_ms >= SILENCE_MS {
+                silent.insert(sds);
+            }
+            if unanswered_ms >= RESEND_MS << piece.resends.min(RESEND_DOUBLINGS_MAX) {
+                forgotten.push(slot);
+            }
+        }
         step.out.extend(silent.into_iter().map(Action::Suspect));
+        // A server that lives and does not answer has long work to do, or has lost the request. Sent once more, under the
+        // same identity, it takes effect once (I16).
+        for slot in forgotten {
+            if let Some(piece) = self.pieces.get_mut(slot) {
+                piece.resends += 1;
+            }
+            self.make_ready(slot);
+        }
     }
 
     fn on_map(&mut self, step: &mut Step<'_>) {

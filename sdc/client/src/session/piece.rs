@@ -69,6 +69,8 @@ pub(super) struct Piece {
     pub state: State,
     /// Times it was told to come again, since it last looked better.
     pub attempts: u32,
+    /// Times it was sent again because no answer came, though its connection lived.
+    pub resends: u32,
     /// Answers to it that were damaged.
     pub damaged: u32,
     /// Since when a server says that it is out of range.

@@ -23,6 +23,7 @@ const QUIET: Faults = Faults {
     no_space: 0,
     snapshot: 0,
     refuse_open: 0,
+    lose_request: 0,
 };
 
 /// How many seeds a test tries; fewer where the compiler does not optimise.
@@ -108,6 +109,29 @@ fn a_connection_that_falls_silent_is_replaced() {
     world.run_all();
     assert_eq!(world.results[&id], Ok(IoOutput::Done));
     assert_eq!((world.applied, world.session.stats().connections_lost), (1, 1));
+}
+
+#[test]
+fn a_request_that_a_talking_server_forgot_goes_again() {
+    let mut world = World::new(5, Faults { lose_request: 100, ..QUIET }, Policy::default());
+    let (write, read) = (world.write(0, CELL), world.submit(IoRequest::Read { offset: CHUNK, length: CELL }));
+    for _ in 0..5 {
+        world.run_one();
+    }
+    world.faults = QUIET;
+    // The server is heard all the while: the connection is good, only these two are gone.
+    for _ in 0..60 {
+        let other = world.submit(IoRequest::Read { offset: CHUNK, length: CELL });
+        while !world.results.contains_key(&other) {
+            assert!(world.run_one());
+        }
+        world.run_one();
+    }
+    assert_eq!(world.results.get(&write), Some(&Ok(IoOutput::Done)));
+    assert!(world.results[&read].is_ok());
+    assert_eq!((world.applied, world.session.stats().connections_lost), (1, 0));
+    world.run_all();
+    world.check_content();
 }
 
 #[test]

@@ -64,6 +64,8 @@ pub(super) struct Faults {
     pub no_space: u64,
     pub snapshot: u64,
     pub refuse_open: u64,
+    /// A server takes a request, forgets it, and goes on answering others.
+    pub lose_request: u64,
 }
 
 impl Faults {
@@ -78,6 +80,7 @@ impl Faults {
         no_space: 1,
         snapshot: 1,
         refuse_open: 20,
+        lose_request: 1,
     };
 }
 
@@ -344,6 +347,9 @@ impl World {
         let number = connection.number;
         if self.rng.chance(self.faults.mute_connection) {
             self.connections.get_mut(&sds).unwrap().mute = true;
+        }
+        if self.rng.chance(self.faults.lose_request) {
+            return;
         }
         let copies = 1 + u64::from(self.rng.chance(self.faults.duplicate));
         for _ in 0..copies {
