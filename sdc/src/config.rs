@@ -22,6 +22,8 @@ pub struct Config {
     /// Permission bits of the NBD socket.
     #[serde(default = "nbd_mode")]
     pub nbd_mode: u32,
+    /// Where volumes are served over NBD to other hosts, with TLS; nowhere if left out.
+    pub nbd_network: Option<NbdNetwork>,
     /// What is known of attached devices while the host is up; beside the NBD socket if left out.
     pub run_directory: Option<PathBuf>,
     /// host:port where Prometheus finds metrics; nowhere if left out.
@@ -32,6 +34,20 @@ pub struct Config {
     /// The volumes, by name, for the policy `listed`.
     #[serde(default)]
     pub attach_volumes: Vec<String>,
+}
+
+/// The port for other hosts. Whoever has a certificate of the authority may use every volume that is mapped to this host.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NbdNetwork {
+    /// ip:port.
+    pub listen: std::net::SocketAddr,
+    /// This server's certificate, PEM.
+    pub certificate: PathBuf,
+    /// Its key, PEM.
+    pub key: PathBuf,
+    /// The authority of the clients' certificates, PEM.
+    pub authority: PathBuf,
 }
 
 /// Which mapped volumes become block devices by themselves.
@@ -97,6 +113,16 @@ mod tests {
     fn a_misspelt_key_is_refused_with_the_right_ones() {
         let error = toml::from_str::<Config>("data_directory = '/x'\nnbd_sokcet = '/y'").unwrap_err().to_string();
         assert!(error.contains("nbd_sokcet") && error.contains("nbd_socket"), "{error}");
+    }
+
+    #[test]
+    fn a_port_for_other_hosts_needs_its_certificates() {
+        let text = "data_directory = '/x'\n[nbd_network]\nlisten = '10.0.0.1:10809'\n";
+        let error = toml::from_str::<Config>(text).unwrap_err().to_string();
+        assert!(error.contains("certificate"), "{error}");
+        let whole = format!("{text}certificate = '/c'\nkey = '/k'\nauthority = '/a'");
+        let config: Config = toml::from_str(&whole).unwrap();
+        assert_eq!(config.nbd_network.map(|network| network.listen.port()), Some(10809));
     }
 
     #[test]

@@ -4,14 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use mdm_api::client::{Connector, MdmClient, Members, follow, pki};
-use mdm_api::control::PeerRole;
-use mdm_api::epoch::Revision;
-use mdm_api::map::MapView;
 use sdc_client::runtime::Client;
 use sdc_nbd::attach::AttachConfig;
 use sdc_nbd::attach::links::Links;
 use sdc_nbd::listen::{Access, Listener};
+use sdc_nbd::network::{NetworkListener, TlsFiles};
 use sdc_nbd::serve::Ending;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -26,6 +23,8 @@ use crate::metrics::{self, Metrics};
 const HOLDER_THREADS: usize = 16;
 /// Connections of one kernel nbd device.
 const NBD_CONNECTIONS: usize = 2;
+/// Before kernel devices are watched anew, after an error or where there was no way to make them.
+const DEVICE_WATCH_PAUSE: Duration = Duration::from_secs(2);
 /// How long requests in flight may take to end when the daemon does.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
@@ -51,6 +50,7 @@ pub fn start_log(format: LogFormat) {
 
 /// Runs until told to end.
 pub async fn run(config: Config) -> anyhow::Result<()> {
+    raise_file_limit()?;
     let membership = Membership::load(&config.data_directory)?;
     let guid = identity::guid(&config.data_directory)?;
     let metrics = Metrics::new()?;
@@ -63,13 +63,23 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     let listener = Listener::bind(&config.nbd_socket, &Access { mode: config.nbd_mode, gid: None })?;
 
-    let link = Arc::new(connect(&membership)?);
+    let network = bind_network(&config).await?;
+
+    let link = Arc::new(SystemLink::connect(&membership)?);
     let client = Client::start(link.clone(), membership.system, membership.sdc);
     let attach = attach_config(&config, &membership)?;
     let name = config.name.clone();
     let manager = Arc::new(Manager::new(config, guid, membership.system, link.clone(), client, metrics, attach));
     let serving = manager.clone();
     tokio::spawn(async move { listener.run(serving.server()).await });
+    if let Some(network) = network {
+        let serving = manager.clone();
+        tokio::spawn(async move {
+            if let Err(error) = network.run(serving.server()).await {
+                tracing::error!(%error, "other hosts are not served");
+            }
+        });
+    }
     tokio::spawn(local::serve(control, manager.clone()));
 
     let adopted = adopt(&manager).await;
@@ -93,18 +103,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn connect(membership: &Membership) -> anyhow::Result<SystemLink> {
-    let role = PeerRole::Sdc(membership.sdc);
-    let tls = pki::client_config(&membership.identity().authority_pem, Some(&membership.identity()))?;
-    let connector = Connector::new(tls, role, Some(membership.system));
-    let members = Members::new(membership.members.clone());
-    let client = MdmClient::start(connector.clone(), members.clone(), None);
-    let deltas = follow(connector, members.clone(), MapView::Sdc(membership.sdc), Revision(0));
-    let mut random = [0; 8];
-    getrandom::fill(&mut random)?;
-    // Zero means that nobody has opened a mapping.
-    let opener = u64::from_le_bytes(random) | 1;
-    Ok(SystemLink::start(client, members, membership.sdc, opener, deltas))
+async fn bind_network(config: &Config) -> anyhow::Result<Option<NetworkListener>> {
+    let Some(network) = config.nbd_network.clone() else { return Ok(None) };
+    let files = TlsFiles { certificate: network.certificate, key: network.key, authority: network.authority };
+    let listener = NetworkListener::bind(network.listen, files).await.context("in nbd_network")?;
+    tracing::info!(listen = %network.listen, "serving other hosts over TLS");
+    Ok(Some(listener))
 }
 
 fn attach_config(config: &Config, membership: &Membership) -> anyhow::Result<AttachConfig> {
@@ -143,10 +147,24 @@ async fn adopt(manager: &Arc<Manager>) -> Vec<sdc_nbd::attach::Attached> {
     }
 }
 
+/// A thousand volumes need some thousand sockets: as many files as this process may have.
+fn raise_file_limit() -> anyhow::Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    setrlimit(Resource::Nofile, raised).context("cannot raise the limit of open files")
+}
+
 async fn keep_devices_connected(manager: &Arc<Manager>) {
-    let Ok(attacher) = manager.attacher() else { return };
-    if let Err(error) = attacher.keep_connected().await {
-        tracing::error!(%error, "kernel devices are not watched");
+    loop {
+        // Where there is no way to make devices there are none to watch; that may change while we run.
+        if let Ok(attacher) = manager.attacher() {
+            match attacher.keep_connected().await {
+                Ok(()) => return,
+                Err(error) => tracing::error!(%error, "kernel devices are not watched for a moment"),
+            }
+        }
+        tokio::time::sleep(DEVICE_WATCH_PAUSE).await;
     }
 }
 

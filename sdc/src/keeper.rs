@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   mapped ──▶ opening ──▶ served ──▶ attached (by policy or by request)
-//!                ▲            │ the session is over (fenced), still mapped
+//!                ▲            │ the session is over (fenced, or its device was taken away by force), still mapped
 //!                └────────────┘
 //!   unmapped, or mapped anew ──▶ connections ended, device taken away, volume closed
 //! ```
@@ -54,7 +54,10 @@ pub async fn keep(manager: Arc<Manager>, volume: VolumeId, under: AttachGenerati
                 let export = Arc::new(VolumeExport::new(opened, mapping.limits, metrics));
                 manager.serve(volume, &record.name, &export);
                 serve_until_over(&manager, &mut map, volume, under, &export).await;
-                manager.unserve(volume);
+                // Connections hold on to the session that is over; their clients come back for the next one.
+                for name in manager.unserve(volume) {
+                    manager.server().evict(&name, Ending::Resume, EVICT_GRACE).await;
+                }
             }
             Err(error) => {
                 tracing::warn!(volume = %record.name, %error, "the volume cannot be opened");
@@ -111,7 +114,7 @@ async fn serve_until_over(
                     return;
                 }
             }
-            () = manager.asked(volume) => {}
+            () = manager.asked(volume) => if manager.takes_fence(volume) { return; },
             () = tokio::time::sleep(RETRY_PAUSE), if failed => {}
         }
     }

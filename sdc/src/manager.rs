@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use mdm_api::epoch::AttachGeneration;
@@ -38,6 +38,8 @@ struct Slot {
     wanted: bool,
     problem: Option<String>,
     asked: Arc<Notify>,
+    /// A tool took the device away by force: nothing that is under way may land any more.
+    fence: bool,
 }
 
 /// The volumes by id; what the NBD server looks names up in.
@@ -77,6 +79,7 @@ pub struct Manager {
     table: Table,
     server: Arc<Server<Table>>,
     attach_config: AttachConfig,
+    attacher: OnceLock<Attacher>,
 }
 
 impl Manager {
@@ -92,7 +95,8 @@ impl Manager {
     ) -> Self {
         let table = Table::default();
         let server = Arc::new(Server::new(table.clone(), sdc_nbd::limits::Limits::default()));
-        Self { config, guid, system, link, client, metrics, table, server, attach_config }
+        let attacher = OnceLock::new();
+        Self { config, guid, system, link, client, metrics, table, server, attach_config, attacher }
     }
 
     /// The NBD server.
@@ -120,9 +124,14 @@ impl Manager {
         self.link.sdc
     }
 
-    /// What makes devices; found out anew each time, since a module may have been loaded or a package installed.
+    /// What makes devices: one for all, found out anew until there is one, since a module may be loaded or a package
+    /// installed meanwhile.
     pub fn attacher(&self) -> Result<Attacher, AttachError> {
-        Attacher::new(self.attach_config.clone())
+        if let Some(attacher) = self.attacher.get() {
+            return Ok(attacher.clone());
+        }
+        let made = Attacher::new(self.attach_config.clone())?;
+        Ok(self.attacher.get_or_init(|| made).clone())
     }
 
     /// Follows the map: starts a keeper for each mapping that appears.
@@ -165,7 +174,8 @@ impl Manager {
             let wanted = device.is_some() || self.config.attaches(&record.name);
             let (name, under) = (record.name.clone(), mapping.mapped);
             let asked = Arc::new(Notify::new());
-            slots.insert(volume, Slot { name, under, export: None, device, wanted, problem: None, asked });
+            let slot = Slot { name, under, export: None, device, wanted, problem: None, asked, fence: false };
+            slots.insert(volume, slot);
             drop(slots);
             tokio::spawn(keeper::keep(self.clone(), volume, under));
         }
@@ -399,18 +409,20 @@ impl Manager {
             Err(refused) => return LocalAnswer::Refused(refused),
         };
         let Some(attached) = self.device(volume) else { return LocalAnswer::Done };
+        // From here on its keeper makes no new one.
+        let wanted = self.with(volume, |slot| std::mem::take(&mut slot.wanted)).unwrap_or_default();
         let detached = match self.attacher() {
             Ok(attacher) => attacher.detach(&attached.volume.name, force).await,
             Err(error) => Err(error),
         };
+        if detached.is_err() {
+            self.with(volume, |slot| slot.wanted |= wanted);
+        }
         match detached {
             Ok(()) | Err(AttachError::NotAttached(_)) => {
-                self.with(volume, |slot| {
-                    slot.wanted = false;
-                    slot.device = None;
-                });
+                self.with(volume, |slot| slot.device = None);
                 self.count();
-                LocalAnswer::Done
+                if force { self.fence(volume).await } else { LocalAnswer::Done }
             }
             Err(error @ AttachError::Busy { .. }) => LocalAnswer::Refused(LocalError {
                 code: LocalErrorCode::InUse,
@@ -423,6 +435,37 @@ impl Manager {
                 remedy: "see the data client's log".to_owned(),
             }),
         }
+    }
+
+    /// Opens the volume under a new generation, which fences the one before: what the users of a device that was taken
+    /// away had under way cannot land any more (I17).
+    async fn fence(self: &Arc<Self>, volume: VolumeId) -> LocalAnswer {
+        let deadline = tokio::time::Instant::now() + ATTACH_PATIENCE;
+        let before = self.with(volume, |slot| {
+            slot.fence = true;
+            slot.asked.notify_one();
+            slot.export.clone()
+        });
+        let Some(Some(before)) = before else { return LocalAnswer::Done };
+        let generation = |slot: &mut Slot| slot.export.as_ref().is_some_and(|now| !Arc::ptr_eq(now, &before));
+        loop {
+            match self.with(volume, generation) {
+                Some(true) | None => return LocalAnswer::Done,
+                Some(false) if tokio::time::Instant::now() > deadline => {
+                    return LocalAnswer::Refused(LocalError {
+                        code: LocalErrorCode::Unavailable,
+                        message: "the device is gone, but what its users had under way is not yet fenced".to_owned(),
+                        remedy: "see 'scli system show'; the fence holds once the metadata managers answer".to_owned(),
+                    });
+                }
+                Some(false) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+
+    /// True once after a device was taken away by force.
+    pub fn takes_fence(&self, volume: VolumeId) -> bool {
+        self.with(volume, |slot| std::mem::take(&mut slot.fence)).unwrap_or_default()
     }
 
     /// Where the NBD socket is.

@@ -67,7 +67,14 @@ impl Client {
     /// Connects and opens an export. Each step of the handshake within `patience`; requests wait without limit.
     pub fn connect(socket: &Path, export: &str, patience: Duration) -> Result<Self, ClientError> {
         let mut stream = greet(socket, patience)?;
-        let info = ask(&mut stream, code::GO, export)?;
+        let info = match ask(&mut stream, code::GO, export) {
+            Err(refused @ ClientError::Refused { .. }) => {
+                // Good-bye, so that the server need not wonder what became of us.
+                stream.write_all(&OptionHead { option: code::ABORT, length: 0 }.encode())?;
+                return Err(refused);
+            }
+            asked => asked?,
+        };
         stream.set_read_timeout(None)?;
         stream.set_write_timeout(None)?;
         Ok(Self { stream, info, cookie: 0 })

@@ -47,6 +47,9 @@ fn run(arguments: &[String]) -> anyhow::Result<String> {
             LocalAnswer::Done => String::new(),
             other => bail!("unexpected answer: {other:?}"),
         },
+        ["--add_mdm" | "--mod_mdm_ip", ..] => bail!(
+            "the metadata managers are known from joining, and followed as they change: join a system with 'sdc join'"
+        ),
         _ => bail!("give one of --query_guid, --query_mdms, --query_vols, --query_version, --rescan"),
     })
 }

@@ -28,7 +28,8 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::client::ClientError;
 use links::Links;
@@ -113,7 +114,7 @@ pub enum AttachError {
         /// Who, readable.
         users: String,
     },
-    /// Another call works on that volume.
+    /// Another call has been working on that volume for long.
     #[error("another operation on volume {0} is under way")]
     InProgress(String),
     /// Not attached here.
@@ -171,6 +172,11 @@ pub fn probe() -> Result<Mechanism, AttachError> {
     Err(AttachError::NoMechanism { release, missing })
 }
 
+/// How long an operation on a volume waits for the one before it.
+const CLAIM_PATIENCE: Duration = Duration::from_secs(30);
+/// Between two attempts to give new sockets to devices whose volumes are not served yet.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
+
 /// Makes and removes devices. Clones share their book-keeping.
 #[derive(Debug, Clone)]
 pub struct Attacher {
@@ -184,6 +190,8 @@ struct Inner {
     records: Records,
     /// Names of volumes that somebody works on.
     working: Mutex<BTreeSet<String>>,
+    /// Told when one is not worked on any more.
+    released: Condvar,
 }
 
 impl Attacher {
@@ -196,7 +204,7 @@ impl Attacher {
     /// As [`Attacher::new`], with the mechanism given.
     pub fn with_mechanism(config: AttachConfig, mechanism: Mechanism) -> Result<Self, AttachError> {
         let records = Records::open(&config.run_dir)?;
-        let inner = Inner { config, mechanism, records, working: Mutex::default() };
+        let inner = Inner { config, mechanism, records, working: Mutex::default(), released: Condvar::new() };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -205,7 +213,8 @@ impl Attacher {
         self.inner.mechanism
     }
 
-    /// Takes over what an earlier process left, and cleans away what is dead. The server must be listening.
+    /// Takes over what an earlier process left, and cleans away what is dead. Kernel nbd devices get their sockets from
+    /// [`Attacher::keep_connected`], as soon as their volumes are served.
     pub async fn adopt(&self) -> Result<Adopted, AttachError> {
         self.blocking(None, Inner::adopt).await
     }
@@ -235,16 +244,29 @@ impl Attacher {
         Ok(records.into_iter().flatten().map(|record| record.attached()).collect())
     }
 
-    /// Reconnects kernel devices whose sockets die while this process lives (time-outs, evictions). Runs until
-    /// dropped; returns at once where the kernel has no nbd.
+    /// Gives kernel devices new sockets for dead ones: at once to all of them, for those of an earlier process are dead,
+    /// and then whenever one dies (time-outs, evictions). A volume that is not served yet is asked for again and again.
+    /// Runs until dropped; returns at once where the kernel has no nbd.
     pub async fn keep_connected(&self) -> Result<(), AttachError> {
         if self.inner.mechanism != Mechanism::Nbd {
             return Ok(());
         }
         let events = netlink::DeadLinks::open().map_err(failed("cannot listen to nbd events"))?;
+        let mut dead = self.blocking(None, Inner::kernel_devices).await?;
         loop {
-            let index = events.next().await.map_err(failed("cannot hear nbd events"))?;
-            self.blocking(None, move |inner| inner.revive(index)).await?;
+            if !dead.is_empty() {
+                dead = self.blocking(None, move |inner| inner.revive(&dead)).await?;
+            }
+            let heard = if dead.is_empty() {
+                Some(events.next().await)
+            } else {
+                tokio::time::timeout(RECONNECT_PAUSE, events.next()).await.ok()
+            };
+            match heard.transpose().map_err(failed("cannot hear nbd events"))? {
+                Some(netlink::DeadLink::Of(index)) => drop(dead.insert(index)),
+                Some(netlink::DeadLink::Unknown) => dead.extend(self.blocking(None, Inner::kernel_devices).await?),
+                None => {}
+            }
         }
     }
 
@@ -255,7 +277,7 @@ impl Attacher {
     ) -> Result<T, AttachError> {
         let inner = Arc::clone(&self.inner);
         let task = tokio::task::spawn_blocking(move || {
-            let _claim = name.map(|name| Claim::new(&inner, name)).transpose()?;
+            let _claim = name.map(|name| Claim::new(&inner, name, CLAIM_PATIENCE)).transpose()?;
             work(&inner)
         });
         task.await.map_err(|error| failed("an attach operation panicked")(io::Error::other(error)))?
@@ -269,8 +291,11 @@ struct Claim<'a> {
 }
 
 impl<'a> Claim<'a> {
-    fn new(inner: &'a Inner, name: String) -> Result<Self, AttachError> {
-        let mut working = inner.working.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Waits for its turn, if that takes no longer than `patience`.
+    fn new(inner: &'a Inner, name: String, patience: Duration) -> Result<Self, AttachError> {
+        let working = inner.working.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = inner.released.wait_timeout_while(working, patience, |working| working.contains(&name));
+        let (mut working, _) = turn.unwrap_or_else(PoisonError::into_inner);
         if !working.insert(name.clone()) {
             return Err(AttachError::InProgress(name));
         }
@@ -281,6 +306,7 @@ impl<'a> Claim<'a> {
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
         self.inner.working.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+        self.inner.released.notify_all();
     }
 }
 
@@ -319,8 +345,12 @@ impl Inner {
             return self.clean(&record);
         }
         // Held exclusively from the question to the end, so that nobody mounts it in between.
-        let exclusive = users::claim(&record.device);
-        let exclusive = if force { exclusive.ok() } else { Some(exclusive?) };
+        let exclusive = match record.mechanism {
+            _ if !force => Some(users::claim(&record.device)?),
+            // Opening it may read from it, and have to wait for just what is to be ended.
+            Mechanism::Nbd => None,
+            Mechanism::FuseLoop => users::claim(&record.device).ok(),
+        };
         self.config.links.remove(name, record.volume.id)?;
         match record.mechanism {
             Mechanism::Nbd => nbd::detach(&record, exclusive)?,
@@ -336,7 +366,7 @@ impl Inner {
             return Err(AttachError::InvalidSize(size_bytes));
         }
         match record.mechanism {
-            Mechanism::Nbd => nbd::resize(&record, size_bytes)?,
+            Mechanism::Nbd => nbd::resize(self.config.links.system, &record, size_bytes)?,
             Mechanism::FuseLoop => fuse_loop::resize(&record, size_bytes)?,
         }
         record.volume.size_bytes = size_bytes;
@@ -345,7 +375,7 @@ impl Inner {
 
     fn alive(&self, record: &Record) -> bool {
         match record.mechanism {
-            Mechanism::Nbd => nbd::alive(record),
+            Mechanism::Nbd => nbd::alive(self.config.links.system, record),
             Mechanism::FuseLoop => fuse_loop::alive(record),
         }
     }
@@ -363,6 +393,8 @@ impl Inner {
 
     fn adopt(&self) -> Result<Adopted, AttachError> {
         let mut adopted = Adopted::default();
+        // A device that lives keeps its links, whatever else is wrong with it.
+        let mut keep = Vec::new();
         for record in self.records.all()? {
             let record = match record {
                 Ok(record) => record,
@@ -373,6 +405,7 @@ impl Inner {
             };
             let name = record.volume.name.clone();
             let taken_over = if self.alive(&record) {
+                keep.push(record.volume.id);
                 self.take_over(&record).map(Some)
             } else {
                 self.clean(&record).map(|()| None)
@@ -383,36 +416,54 @@ impl Inner {
                 Err(error) => adopted.broken.push((name, error)),
             }
         }
+        if self.mechanism == Mechanism::Nbd {
+            adopted.cleaned.extend(nbd::sweep(self.config.links.system, &self.records)?);
+        }
         for outcome in fuse_loop::sweep(&self.config.run_dir, &self.records)? {
             match outcome {
                 Ok(what) => adopted.cleaned.push(what),
                 Err((what, error)) => adopted.broken.push((what, error)),
             }
         }
-        let keep: Vec<_> = adopted.attached.iter().map(|attached| attached.volume.id).collect();
         adopted.cleaned.extend(self.config.links.sweep(&keep)?);
         Ok(adopted)
     }
 
     fn take_over(&self, record: &Record) -> Result<Attached, AttachError> {
-        if record.mechanism == Mechanism::Nbd {
-            nbd::reconnect(&self.config, record, self.config.nbd_connections)?;
-        }
         self.config.links.create(&record.volume.name, record.volume.id, &record.device)?;
         Ok(record.attached())
     }
 
-    /// One socket of kernel device `index` died.
-    fn revive(&self, index: u32) -> Result<(), AttachError> {
+    /// Numbers of the kernel devices that are recorded.
+    fn kernel_devices(&self) -> Result<BTreeSet<u32>, AttachError> {
+        let records = self.records.all()?.into_iter().flatten();
+        Ok(records.filter(|record| record.mechanism == Mechanism::Nbd).map(|record| record.index).collect())
+    }
+
+    /// Offers new sockets to kernel devices. Those that could not be helped yet.
+    fn revive(&self, dead: &BTreeSet<u32>) -> Result<BTreeSet<u32>, AttachError> {
+        let mut left = BTreeSet::new();
         for record in self.records.all()?.into_iter().flatten() {
-            if record.mechanism == Mechanism::Nbd && record.index == index && nbd::alive(&record) {
-                // A volume that is being detached, or a server that is ending, refuses: not worth more than a line.
-                if let Err(error) = nbd::reconnect(&self.config, &record, 1) {
-                    tracing::warn!(volume = record.volume.name, %error, "cannot reconnect an nbd device");
+            if record.mechanism != Mechanism::Nbd || !dead.contains(&record.index) {
+                continue;
+            }
+            // Who works on the volume may be about to take its device away.
+            let Ok(_claim) = Claim::new(self, record.volume.name.clone(), Duration::ZERO) else {
+                left.insert(record.index);
+                continue;
+            };
+            if !self.alive(&record) {
+                continue;
+            }
+            match nbd::reconnect(&self.config, &record) {
+                Ok(()) => tracing::info!(volume = record.volume.name, device = %record.device.display(), "reconnected"),
+                Err(error) => {
+                    tracing::debug!(volume = record.volume.name, %error, "cannot reconnect yet");
+                    left.insert(record.index);
                 }
             }
         }
-        Ok(())
+        Ok(left)
     }
 }
 

@@ -47,7 +47,7 @@ pub(super) fn attach(config: &AttachConfig, records: &Records, volume: &VolumeSp
         server_flags |= flags::READ_ONLY;
     }
     let mut nbd = open()?;
-    let identity = Record::identity(volume);
+    let identity = Record::identity(config.links.system, volume);
     let index = nbd
         .connect(&sockets, info.size_bytes, server_flags, &identity)
         .map_err(failed("the kernel does not take the nbd connection"))?;
@@ -69,29 +69,57 @@ pub(super) fn attach(config: &AttachConfig, records: &Records, volume: &VolumeSp
     Ok(record)
 }
 
-/// True if the kernel's device is still the one of the record.
-pub(super) fn alive(record: &Record) -> bool {
-    let backend = fs::read_to_string(format!("/sys/block/nbd{}/backend", record.index));
-    backend.is_ok_and(|text| text.trim_end() == Record::identity(&record.volume))
+fn backend(index: u32) -> Option<String> {
+    let text = fs::read_to_string(format!("/sys/block/nbd{index}/backend")).ok()?;
+    Some(text.trim_end().to_owned())
 }
 
-/// Offers new sockets in the place of dead ones. A size that grew meanwhile is told apart, by `resize`.
-pub(super) fn reconnect(config: &AttachConfig, record: &Record, count: usize) -> Result<(), AttachError> {
-    let (sockets, info) = sockets(config, &record.volume, count)?;
-    let identity = Record::identity(&record.volume);
-    let mut nbd = open()?;
-    nbd.reconfigure(record.index, &sockets, &identity).map_err(failed("the kernel refuses new sockets"))?;
+/// True if the kernel's device is still the one of the record.
+pub(super) fn alive(system: u64, record: &Record) -> bool {
+    backend(record.index).is_some_and(|backend| backend == Record::identity(system, &record.volume))
+}
+
+/// Disconnects devices of this system that no record knows: their maker died between the two. What was done.
+pub(super) fn sweep(system: u64, records: &Records) -> Result<Vec<String>, AttachError> {
+    let prefix = Record::identity_prefix(system);
+    let recorded: Vec<u32> = records
+        .all()?
+        .into_iter()
+        .flatten()
+        .filter(|record| record.mechanism == Mechanism::Nbd)
+        .map(|record| record.index)
+        .collect();
+    let mut swept = Vec::new();
+    let blocks = fs::read_dir("/sys/block").map_err(failed("cannot read /sys/block"))?;
+    for name in blocks.flatten().map(|entry| entry.file_name()) {
+        let index = name.to_str().and_then(|name| name.strip_prefix("nbd")).and_then(|index| index.parse().ok());
+        let Some(index) = index.filter(|index| !recorded.contains(index)) else { continue };
+        if backend(index).is_some_and(|backend| backend.starts_with(&prefix)) {
+            let gone = open()?.disconnect(index);
+            gone.map_err(failed(format!("cannot disconnect /dev/nbd{index}, which nobody has recorded")))?;
+            swept.push(format!("/dev/nbd{index}"));
+        }
+    }
+    Ok(swept)
+}
+
+/// Offers new sockets in the place of dead ones; those for which there is no dead one are closed again. A size that grew
+/// meanwhile is told apart, by `resize`.
+pub(super) fn reconnect(config: &AttachConfig, record: &Record) -> Result<(), AttachError> {
+    let (sockets, info) = sockets(config, &record.volume, config.nbd_connections)?;
     if info.size_bytes < record.volume.size_bytes {
         return Err(AttachError::Server(ClientError::Protocol("the export shrank")));
     }
-    Ok(())
+    let identity = Record::identity(config.links.system, &record.volume);
+    open()?.reconfigure(record.index, &sockets, &identity).map_err(failed("the kernel refuses new sockets"))
 }
 
-pub(super) fn resize(record: &Record, size_bytes: u64) -> Result<(), AttachError> {
-    let identity = Record::identity(&record.volume);
+pub(super) fn resize(system: u64, record: &Record, size_bytes: u64) -> Result<(), AttachError> {
+    let identity = Record::identity(system, &record.volume);
     open()?.resize(record.index, size_bytes, &identity).map_err(failed("the kernel refuses the new size"))
 }
 
+/// Takes the device down. What nobody could claim fails for its users; the kernel keeps its number taken until they let go.
 pub(super) fn detach(record: &Record, exclusive: Option<File>) -> Result<(), AttachError> {
     let gone = open()?.disconnect(record.index);
     drop(exclusive);

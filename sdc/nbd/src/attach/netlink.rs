@@ -15,7 +15,6 @@ use std::io;
 use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
 
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
 use tokio::io::unix::AsyncFd;
@@ -298,6 +297,15 @@ fn parse_link_dead(family: u16, kind: u16, body: &[u8]) -> Option<u32> {
     find_u32(body.get(HEADER - 16..)?, attribute::INDEX)
 }
 
+/// What is heard of sockets that died.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeadLink {
+    /// One of this device, N of `/dev/nbdN`.
+    Of(u32),
+    /// Events were lost: it may have been any.
+    Unknown,
+}
+
 /// Hears of sockets that died.
 #[derive(Debug)]
 pub struct DeadLinks {
@@ -324,24 +332,20 @@ impl DeadLinks {
         Ok(Self { socket, family })
     }
 
-    /// The next device of which a socket died. Events that were lost because nobody listened are made up for by the
-    /// kernel's own time-out.
-    pub async fn next(&self) -> io::Result<u32> {
+    /// The next socket that died. Cancel-safe.
+    pub async fn next(&self) -> io::Result<DeadLink> {
         let mut buffer = vec![0; BUFFER];
         loop {
             let mut ready = self.socket.readable().await?;
             let received = ready.try_io(|socket| Ok(recv(socket, &mut buffer[..], RecvFlags::empty())?.0));
             let length = match received {
                 Err(_would_block) => continue,
-                Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                    continue;
-                }
+                Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(DeadLink::Unknown),
                 Ok(length) => length?,
             };
             let dead = messages(&buffer[..length]).find_map(|(kind, _, body)| parse_link_dead(self.family, kind, body));
             if let Some(index) = dead {
-                return Ok(index);
+                return Ok(DeadLink::Of(index));
             }
         }
     }

@@ -60,8 +60,13 @@ impl Record {
     }
 
     /// What the kernel is told about an nbd device: a device with another identity is not ours to touch.
-    pub fn identity(volume: &VolumeSpec) -> String {
-        format!("ashlar-{:016x}-{:016x}", volume.id, volume.generation)
+    pub fn identity(system: u64, volume: &VolumeSpec) -> String {
+        format!("{}{:016x}-{:016x}", Self::identity_prefix(system), volume.id, volume.generation)
+    }
+
+    /// How the identities of all devices of a system begin.
+    pub fn identity_prefix(system: u64) -> String {
+        format!("ashlar-{system:016x}-")
     }
 
     fn to_text(&self) -> String {
