@@ -7,7 +7,8 @@
 //! - Overlapping changes take effect **in the order in which they were called**, whichever connection they came by. A
 //!   client that lost its connection sends its requests again; the first copies may still be running and must not land
 //!   after the second ones and after what follows them (trap 24).
-//! - Futures run to their end: the server never drops one half-way, even when the client has gone.
+//! - A future may be dropped half-way: the client has gone. What was sent on of its change may still take effect, **before**
+//!   any overlapping change that is called later; the rest must not.
 //! - Offsets and lengths have been checked against `size_bytes` and are not zero, except that a volume may have changed meanwhile.
 
 use std::future::Future;

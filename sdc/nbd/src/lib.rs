@@ -16,7 +16,7 @@
 //! | [`export`] | what is served, as traits |
 //! | [`negotiate`] | one handshake |
 //! | [`serve`] | the server, and one connection after its handshake |
-//! | [`listen`] | the unix socket |
+//! | [`listen`], [`network`] | the unix socket; the port with TLS |
 //! | [`client`] | a small blocking NBD client, for the kernel hand-over and for the holder |
 //! | [`hold`] | the process between FUSE and the server that outlives the daemon |
 //! | [`attach`] | devices: kernel nbd, or FUSE and loop; links; adoption after a restart |
@@ -31,6 +31,7 @@ pub mod hold;
 pub mod limits;
 pub mod listen;
 pub mod negotiate;
+pub mod network;
 pub mod serve;
 mod source;
 pub mod wire;

@@ -10,8 +10,9 @@ pub const MAX_DISCARDED_PAYLOAD: u64 = 64 << 20;
 pub const MAX_OPTION: u32 = 64 << 10;
 /// An option up to this length is read away and answered "too big"; a longer one ends the connection.
 pub const MAX_DISCARDED_OPTION: u32 = 1 << 20;
-/// Options in one handshake. Clients send fewer than ten.
-pub const MAX_OPTION_COUNT: u32 = 128;
+/// Options in one handshake. Most clients send fewer than ten, but a listing asks for each export by some; the time of the
+/// handshake is what bounds the rest.
+pub const MAX_OPTION_COUNT: u32 = 1 << 16;
 /// Longest export name, bytes, by the protocol.
 pub const MAX_NAME: usize = 4096;
 /// Extents in one BLOCK_STATUS reply; the client asks again for the rest.
@@ -21,6 +22,9 @@ pub const REQUEST_OVERHEAD: u32 = 4096;
 /// A connection with nothing else in flight may always have one request of up to this many bytes, however full the
 /// common budget is: slow clients cannot starve the others.
 pub const GUARANTEED_REQUEST: u32 = 256 << 10;
+/// How long the requests of a client that has vanished may still run before they are dropped. Longer than a healthy volume
+/// ever takes; a client that only closed its sending side gets its answers within it.
+pub const VANISHED_GRACE: Duration = Duration::from_secs(3);
 
 /// What a server allows. The default suits a host with some hundred volumes.
 #[derive(Debug, Clone)]

@@ -4,9 +4,9 @@
 //! asks. What loses the place in the stream, and what is too long to read away, ends the connection. The number of
 //! options is bounded here, their time by the caller.
 //!
-//! A unix socket has no TLS: whoever may open it is trusted by the file's permissions. STARTTLS is answered with
-//! "policy". A transport with TLS performs it at that place and begins this handshake again from the start of the
-//! options, because nothing agreed before may survive it.
+//! Where TLS is required ([`Security::Required`]) nothing is given away before it: whatever is asked is answered with "TLS
+//! first", and after STARTTLS everything begins anew inside, because nothing agreed before may survive it. A unix socket
+//! has no TLS: whoever may open it is trusted by the file's permissions, and STARTTLS is answered with "policy".
 
 use std::io;
 use std::sync::Arc;
@@ -31,6 +31,28 @@ pub(crate) struct Agreed<E> {
     pub(crate) allocation: bool,
 }
 
+/// What protects the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Security {
+    /// The permissions of a unix socket.
+    Local,
+    /// Nothing yet: TLS must come first.
+    Required,
+    /// TLS, with a client whose certificate was verified.
+    Established,
+}
+
+/// How the talk about options ended.
+#[derive(Debug)]
+pub(crate) enum Outcome<E> {
+    /// An export is chosen.
+    Agreed(Agreed<E>),
+    /// The client said good-bye.
+    Left,
+    /// The client was told to begin TLS.
+    StartTls,
+}
+
 /// Why a handshake ended without an export.
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
@@ -46,6 +68,12 @@ pub enum HandshakeError {
     /// More options than any client needs.
     #[error("more than {MAX_OPTION_COUNT} options")]
     TooManyOptions,
+    /// EXPORT_NAME before TLS, where TLS is required.
+    #[error("the client does not begin TLS")]
+    TlsRequired,
+    /// TLS itself failed: no certificate, or none of ours.
+    #[error("no TLS with the client: {0}")]
+    Tls(io::Error),
 }
 
 /// What an export offers, as transmission flags.
@@ -58,12 +86,11 @@ pub fn transmission_flags<E: Export>(export: &E, headers: Headers) -> u16 {
     offered
 }
 
-/// Talks until an export is chosen; `None` if the client said good-bye.
-pub(crate) async fn negotiate<X: Exports, R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
-    exports: &X,
+/// Greets. What the client's flags say of zeroes after EXPORT_NAME; they hold inside TLS too.
+pub(crate) async fn greet<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     source: &mut Source<R>,
     writer: &mut W,
-) -> Result<Option<Agreed<X::Export>>, HandshakeError> {
+) -> Result<bool, HandshakeError> {
     writer.write_all(&greeting()).await?;
     let mut client_flags = [0; 4];
     source.read_exact(&mut client_flags).await?;
@@ -71,8 +98,18 @@ pub(crate) async fn negotiate<X: Exports, R: AsyncRead + Unpin, W: AsyncWrite + 
     if client_flags & !u32::from(FIXED_NEWSTYLE | NO_ZEROES) != 0 {
         return Err(HandshakeError::Garbage("unknown client flags"));
     }
-    let no_zeroes = client_flags & u32::from(NO_ZEROES) != 0;
-    let mut talk = Talk { exports, headers: Headers::Simple, allocation_for: None, out: Vec::new() };
+    Ok(client_flags & u32::from(NO_ZEROES) != 0)
+}
+
+/// Talks until an export is chosen, TLS begins, or the client leaves.
+pub(crate) async fn negotiate<X: Exports, R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    exports: &X,
+    source: &mut Source<R>,
+    writer: &mut W,
+    security: Security,
+    no_zeroes: bool,
+) -> Result<Outcome<X::Export>, HandshakeError> {
+    let mut talk = Talk { exports, security, headers: Headers::Simple, allocation_for: None, out: Vec::new() };
     for _ in 0..MAX_OPTION_COUNT {
         let mut head = [0; 16];
         source.read_exact(&mut head).await?;
@@ -94,8 +131,9 @@ pub(crate) async fn negotiate<X: Exports, R: AsyncRead + Unpin, W: AsyncWrite + 
         writer.flush().await?;
         match next {
             Next::Option => {}
-            Next::Start(agreed) => return Ok(Some(agreed)),
-            Next::Close => return Ok(None),
+            Next::Start(agreed) => return Ok(Outcome::Agreed(agreed)),
+            Next::StartTls => return Ok(Outcome::StartTls),
+            Next::Close => return Ok(Outcome::Left),
         }
     }
     Err(HandshakeError::TooManyOptions)
@@ -104,11 +142,13 @@ pub(crate) async fn negotiate<X: Exports, R: AsyncRead + Unpin, W: AsyncWrite + 
 enum Next<E> {
     Option,
     Start(Agreed<E>),
+    StartTls,
     Close,
 }
 
 struct Talk<'a, X> {
     exports: &'a X,
+    security: Security,
     headers: Headers,
     /// The export for which `base:allocation` was chosen; another export does not inherit it.
     allocation_for: Option<String>,
@@ -123,14 +163,16 @@ impl<X: Exports> Talk<'_, X> {
         no_zeroes: bool,
     ) -> Result<Next<X::Export>, HandshakeError> {
         match option {
+            code::STARTTLS => return Ok(self.start_tls(payload)),
+            code::EXPORT_NAME if self.security == Security::Required => return Err(HandshakeError::TlsRequired),
             code::EXPORT_NAME => return self.export_name(payload, no_zeroes).await,
             code::ABORT => {
                 self.reply(option, reply::ACK, &[]);
                 return Ok(Next::Close);
             }
+            _ if self.security == Security::Required => self.reply(option, reply::ERR_TLS_REQD, b"TLS comes first"),
             code::GO | code::INFO => return Ok(self.info(option, payload).await),
             code::LIST => self.list(payload).await,
-            code::STARTTLS => self.reply(option, reply::ERR_POLICY, b"a unix socket has no TLS"),
             code::STRUCTURED_REPLY if payload.is_empty() && self.headers < Headers::Extended => {
                 self.headers = Headers::Structured;
                 self.reply(option, reply::ACK, &[]);
@@ -150,6 +192,19 @@ impl<X: Exports> Talk<'_, X> {
 
     fn reply(&mut self, option: u32, kind: u32, payload: &[u8]) {
         push_reply(&mut self.out, option, kind, payload);
+    }
+
+    fn start_tls(&mut self, payload: &[u8]) -> Next<X::Export> {
+        match self.security {
+            Security::Required if payload.is_empty() => {
+                self.reply(code::STARTTLS, reply::ACK, &[]);
+                return Next::StartTls;
+            }
+            Security::Required => self.reply(code::STARTTLS, reply::ERR_INVALID, b"STARTTLS has no data"),
+            Security::Local => self.reply(code::STARTTLS, reply::ERR_POLICY, b"a unix socket has no TLS"),
+            Security::Established => self.reply(code::STARTTLS, reply::ERR_INVALID, b"TLS has begun already"),
+        }
+        Next::Option
     }
 
     fn agreed(&self, name: String, export: Arc<X::Export>) -> Next<X::Export> {

@@ -57,6 +57,11 @@ impl<R: AsyncRead + Unpin> Source<R> {
         Ok(())
     }
 
+    /// The stream alone; `None` if something of it was read ahead.
+    pub(crate) fn into_inner(self) -> Option<R> {
+        (self.start == self.end).then_some(self.inner)
+    }
+
     /// Reads away `count` bytes.
     pub(crate) async fn discard(&mut self, mut count: u64) -> io::Result<()> {
         let mut sink = [0; 4096];

@@ -205,6 +205,7 @@ async fn the_server_is_killed_under_load_and_no_io_fails() {
     let fio = tokio::spawn(async move {
         let arguments = [
             "--name=load",
+            "--verify_state_save=0",
             "--ioengine=libaio",
             "--direct=1",
             &file,

@@ -231,6 +231,22 @@ async fn a_client_that_vanishes_is_gone_only_when_its_writes_have_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_of_vanished_clients_do_not_pile_up_on_a_volume_that_does_not_answer() {
+    let rig = Rig::new(64 << 20, Limits { bytes_in_all: 40 << 20, ..Limits::default() });
+    let held = rig.disk.gate.forget_permits(1 << 20);
+    for round in 0..2 {
+        // As the kernel does whose requests time out: another connection, the same requests.
+        let mut stream = go(&rig, &[]).await;
+        stream.write_all(&request(Command::Write, 1, 0, 32 << 20)).await.unwrap();
+        stream.write_all(&vec![7; 32 << 20]).await.unwrap();
+        tokio::time::timeout(LONG, rig.disk.wait_arrived(round + 1)).await.expect("the budget has room again");
+    }
+    rig.disk.gate.add_permits(held);
+    still_serves(&rig).await;
+    no_connections(&rig).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ending_for_a_restart_answers_what_is_in_flight_and_reads_no_more() {
     let rig = Rig::new(1 << 20, Limits::default());
     let held = rig.disk.gate.forget_permits(1 << 20);

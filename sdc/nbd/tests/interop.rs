@@ -2,6 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "../examples/hammer.rs"]
+mod hammer;
+
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::net::UnixStream;
 
 use common::{Rig, have, run, succeed};
 use sdc_nbd::limits::Limits;
@@ -187,6 +192,19 @@ async fn qemu_converts_compares_and_does_io_of_every_kind() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn qemu_keeps_an_image_of_its_own_in_an_export() {
+    if !have(&["qemu-img", "qemu-io"]) {
+        return;
+    }
+    let rig = rig();
+    let uri = rig.uri("disk");
+    succeed("qemu-img", &["create", "-q", "-f", "qcow2", &uri, "32M"]).await;
+    succeed("qemu-io", &["-f", "qcow2", "-c", "write -P 5 1M 2M", "-c", "discard 2M 64k", "-c", "flush", &uri]).await;
+    succeed("qemu-io", &["-f", "qcow2", "-c", "read -P 5 1M 1M", "-c", "read -P 0 2M 64k", &uri]).await;
+    succeed("qemu-img", &["check", "-q", "-f", "qcow2", &uri]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fio_verifies_what_it_wrote_at_depth_32() {
     if !have(&["fio"]) {
         return;
@@ -221,4 +239,40 @@ async fn nbdkit_as_a_client_reads_what_it_writes() {
     let script = "nbdsh -u \"$uri\" -c 'h.pwrite(b\"k\"*9999, 12345); h.zero(4096, 16384); h.trim(4096, 0); h.flush()' \
                   -c 'assert h.pread(9999, 12345)[:4000] == b\"k\"*4000'";
     succeed("nbdkit", &["-U", "-", "nbd", &uri, "--run", script]).await;
+}
+
+/// The `nbd` crate: newstyle without options, one request at a time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_nbd_crate_reads_what_it_writes() {
+    let rig = rig();
+    let socket = rig.socket();
+    let work = move || {
+        let mut stream = UnixStream::connect(socket).unwrap();
+        let export = nbd::client::handshake(&mut stream, b"disk").unwrap();
+        assert_eq!((export.size, export.readonly), (64 * MIB, false));
+        let mut client = nbd::client::NbdClient::new(&mut stream, &export);
+        client.seek(SeekFrom::Start(5000)).unwrap();
+        client.write_all(&[7; 10_000]).unwrap();
+        client.flush().unwrap();
+        client.seek(SeekFrom::Start(4999)).unwrap();
+        let mut found = [1; 10_002];
+        client.read_exact(&mut found).unwrap();
+        assert!(found[0] == 0 && found[10_001] == 0 && found[1..10_001] == [7; 10_000]);
+    };
+    tokio::task::spawn_blocking(work).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn random_requests_of_every_kind_leave_what_the_model_says() {
+    let rig = Rig::new(3 * MIB + 512, Limits::default());
+    let (socket, state) = (rig.socket(), rig.directory.path().join("state"));
+    let work = move || {
+        assert_eq!(hammer::run(&socket, "disk", &state, 3000), Ok(3000));
+        assert_eq!(hammer::run(&socket, "disk", &state, 2000), Ok(5000), "a second run goes on where the first ended");
+    };
+    tokio::task::spawn_blocking(work).await.unwrap();
+    rig.disk.blocks.lock().unwrap()[3] = Some(vec![0xee; common::BLOCK].into());
+    let (socket, state) = (rig.socket(), rig.directory.path().join("state"));
+    let again = tokio::task::spawn_blocking(move || hammer::run(&socket, "disk", &state, 1)).await.unwrap();
+    assert!(again.is_err(), "bytes that changed in between are noticed");
 }

@@ -16,12 +16,13 @@ use bytes::Bytes;
 use sds_api::buf::AlignedBuf;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Mutex, Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::task::AbortHandle;
 
 use super::check::{Context, check, payload_bytes};
 use super::reply::Reply;
 use super::{ConnectionError, Phase};
 use crate::export::{Export, ExportError, Extent, Piece, Zeroing};
-use crate::limits::{GUARANTEED_REQUEST, Limits, MAX_DISCARDED_PAYLOAD, MAX_EXTENTS, REQUEST_OVERHEAD};
+use crate::limits::{GUARANTEED_REQUEST, Limits, MAX_DISCARDED_PAYLOAD, MAX_EXTENTS, REQUEST_OVERHEAD, VANISHED_GRACE};
 use crate::negotiate::Agreed;
 use crate::source::Source;
 use crate::wire::option::BASE_ALLOCATION_ID;
@@ -68,7 +69,10 @@ struct Scratch {
 
 enum Step {
     Next,
+    /// The client, or the server, ends in good order: whoever is left reads its answers.
     Last,
+    /// Nobody is there any more.
+    Vanished,
 }
 
 impl<E: Export, W: AsyncWrite + Unpin + Send + 'static> Connection<E, W> {
@@ -95,7 +99,7 @@ impl<E: Export, W: AsyncWrite + Unpin + Send + 'static> Connection<E, W> {
     ) -> Result<(), ConnectionError> {
         // As many places as requests: handing over never waits.
         let (sender, receiver) = mpsc::channel(self.request_limit as usize);
-        let mut pool = Pool { sender, receiver: Arc::new(Mutex::new(receiver)), workers: 0 };
+        let mut pool = Pool { sender, receiver: Arc::new(Mutex::new(receiver)), workers: Vec::new() };
         let refusing = phase.clone();
         let outcome = loop {
             let step = tokio::select! {
@@ -106,19 +110,31 @@ impl<E: Export, W: AsyncWrite + Unpin + Send + 'static> Connection<E, W> {
             };
             match step {
                 Ok(Step::Next) => {}
-                Ok(Step::Last) => break Ok(()),
+                Ok(last) => break Ok(last),
                 Err(error) => break Err(error),
             }
         };
+        let workers = std::mem::take(&mut pool.workers);
         drop(pool);
-        // I/O already handed over runs to its end, whether or not anybody reads the reply.
-        let all = self.requests.acquire_many(self.request_limit).await;
-        drop(all.expect("the semaphore is never closed"));
+        self.settle(workers, matches!(outcome, Ok(Step::Last))).await;
         if outcome.is_ok() {
             // Everything is answered; a failing good-bye harms nobody.
             let _ = self.writer.lock().await.shutdown().await;
         }
-        outcome
+        outcome.map(drop)
+    }
+
+    /// Waits for the requests in flight. Where nobody reads the answers, what takes long is dropped: a client that was cut
+    /// off sends it again over its next connection, and the copies of a volume that cannot answer must not pile up here.
+    async fn settle(&self, workers: Vec<AbortHandle>, awaited: bool) {
+        let all = self.requests.acquire_many(self.request_limit);
+        if awaited {
+            drop(all.await.expect("the semaphore is never closed"));
+        } else if tokio::time::timeout(VANISHED_GRACE, all).await.is_err() {
+            workers.iter().for_each(AbortHandle::abort);
+            let all = self.requests.acquire_many(self.request_limit).await;
+            drop(all.expect("the semaphore is never closed"));
+        }
     }
 
     async fn step<R: AsyncRead + Unpin>(
@@ -128,7 +144,7 @@ impl<E: Export, W: AsyncWrite + Unpin + Send + 'static> Connection<E, W> {
         phase: &watch::Receiver<Phase>,
     ) -> Result<Step, ConnectionError> {
         let length = self.headers.request_bytes();
-        let Some(header) = source.peek(length).await? else { return Ok(Step::Last) };
+        let Some(header) = source.peek(length).await? else { return Ok(Step::Vanished) };
         let request = Request::decode(header, self.headers).map_err(|bad| ConnectionError::Garbage(bad.to_string()))?;
         source.consume(length);
         let context = Context {
@@ -205,9 +221,9 @@ impl<E: Export, W: AsyncWrite + Unpin + Send + 'static> Connection<E, W> {
 
     fn hand_over(self: &Arc<Self>, pool: &mut Pool, job: Job) {
         let in_flight = self.request_limit as usize - self.requests.available_permits();
-        if pool.workers < in_flight {
-            pool.workers += 1;
-            tokio::spawn(Arc::clone(self).work(Arc::clone(&pool.receiver)));
+        if pool.workers.len() < in_flight {
+            let worker = tokio::spawn(Arc::clone(self).work(Arc::clone(&pool.receiver)));
+            pool.workers.push(worker.abort_handle());
         }
         assert!(pool.sender.try_send(job).is_ok(), "there is a place for each admitted request");
     }
@@ -310,7 +326,7 @@ fn tidy(extents: &mut Vec<Extent>, request: &Request) -> bool {
 struct Pool {
     sender: mpsc::Sender<Job>,
     receiver: Arc<Mutex<mpsc::Receiver<Job>>>,
-    workers: usize,
+    workers: Vec<AbortHandle>,
 }
 
 /// Ends the connection if a worker dies of a panic: its client would wait for ever.

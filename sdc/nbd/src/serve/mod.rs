@@ -8,8 +8,7 @@
 //!                                   └─ Ending::Refuse: what comes is answered ESHUTDOWN ────┘
 //! ```
 //!
-//! Always true: a connection is gone from the registry only when its last request has ended, so that whoever waits for
-//! that knows that nothing of it can still land.
+//! Always true: a connection is gone from the registry only when its last request has ended or was dropped.
 
 mod check;
 mod connection;
@@ -22,10 +21,11 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
 
 use crate::export::Exports;
 use crate::limits::Limits;
-use crate::negotiate::{HandshakeError, negotiate};
+use crate::negotiate::{Agreed, HandshakeError, Outcome, Security, greet, negotiate};
 use crate::source::Source;
 use connection::Connection;
 
@@ -151,7 +151,7 @@ impl<X: Exports> Server<X> {
         &self.shared.exports
     }
 
-    /// Serves one connection to its end. Run it as a task of its own.
+    /// Serves one connection to its end, as one that needs no more protection (a unix socket). Run it as a task of its own.
     pub async fn serve<R, W>(&self, reader: R, mut writer: W) -> Result<(), ConnectionError>
     where
         R: AsyncRead + Unpin + Send,
@@ -159,15 +159,72 @@ impl<X: Exports> Server<X> {
     {
         let mut slot = self.admit().ok_or(ConnectionError::Refused)?;
         let mut source = Source::new(reader);
-        let limit = self.shared.limits.handshake;
-        let agreed = tokio::select! {
-            biased;
-            _ = slot.phase.wait_for(|phase| *phase != Phase::Serve) => return Err(ConnectionError::Refused),
-            agreed = tokio::time::timeout(limit, negotiate(&self.shared.exports, &mut source, &mut writer)) => {
-                agreed.map_err(|_| ConnectionError::HandshakeTimeout(limit))??
-            }
+        let handshake = async {
+            let no_zeroes = greet(&mut source, &mut writer).await?;
+            negotiate(&self.shared.exports, &mut source, &mut writer, Security::Local, no_zeroes).await
         };
-        let Some(agreed) = agreed else { return Ok(()) };
+        match self.in_time(&mut slot, handshake).await? {
+            Outcome::Agreed(agreed) => self.transmit(slot, agreed, source, writer).await,
+            Outcome::Left | Outcome::StartTls => Ok(()),
+        }
+    }
+
+    /// Serves one connection over a network to its end: nothing is served before TLS, with a client whose certificate
+    /// `acceptor` has verified. Run it as a task of its own.
+    pub async fn serve_tls<S>(&self, stream: S, acceptor: &TlsAcceptor) -> Result<(), ConnectionError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut slot = self.admit().ok_or(ConnectionError::Refused)?;
+        let exports = &self.shared.exports;
+        let handshake = async {
+            let (reader, mut writer) = tokio::io::split(stream);
+            let mut source = Source::new(reader);
+            let no_zeroes = greet(&mut source, &mut writer).await?;
+            let plain = negotiate(exports, &mut source, &mut writer, Security::Required, no_zeroes).await?;
+            let Outcome::StartTls = plain else { return Ok(None) };
+            // Bytes that came with STARTTLS were sent by nobody knows whom; they must not pass for what TLS protects.
+            let early = HandshakeError::Garbage("data between STARTTLS and its answer");
+            let stream = source.into_inner().ok_or(early)?.unsplit(writer);
+            let (reader, mut writer) = tokio::io::split(acceptor.accept(stream).await.map_err(HandshakeError::Tls)?);
+            let mut source = Source::new(reader);
+            let outcome = negotiate(exports, &mut source, &mut writer, Security::Established, no_zeroes).await?;
+            Ok(Some((outcome, source, writer)))
+        };
+        match self.in_time(&mut slot, handshake).await? {
+            Some((Outcome::Agreed(agreed), source, writer)) => self.transmit(slot, agreed, source, writer).await,
+            Some((Outcome::Left | Outcome::StartTls, ..)) | None => Ok(()),
+        }
+    }
+
+    /// Bounds a handshake by time, and by the end of the server.
+    async fn in_time<T>(
+        &self,
+        slot: &mut Slot<X>,
+        handshake: impl Future<Output = Result<T, HandshakeError>>,
+    ) -> Result<T, ConnectionError> {
+        let limit = self.shared.limits.handshake;
+        tokio::select! {
+            biased;
+            _ = slot.phase.wait_for(|phase| *phase != Phase::Serve) => Err(ConnectionError::Refused),
+            done = tokio::time::timeout(limit, handshake) => {
+                Ok(done.map_err(|_| ConnectionError::HandshakeTimeout(limit))??)
+            }
+        }
+    }
+
+    /// From the choice of an export to the last reply.
+    async fn transmit<R, W>(
+        &self,
+        mut slot: Slot<X>,
+        agreed: Agreed<X::Export>,
+        source: Source<R>,
+        writer: W,
+    ) -> Result<(), ConnectionError>
+    where
+        R: AsyncRead + Unpin + Send,
+        W: AsyncWrite + Unpin + Send + 'static,
+    {
         if let Some(entry) = self.shared.registry().entries.get_mut(&slot.id) {
             entry.export = Some(agreed.name.clone());
         }

@@ -56,6 +56,8 @@ pub mod reply {
     pub const ERR_POLICY: u32 = 1 << 31 | 2;
     /// Makes no sense.
     pub const ERR_INVALID: u32 = 1 << 31 | 3;
+    /// TLS must come first.
+    pub const ERR_TLS_REQD: u32 = 1 << 31 | 5;
     /// No such export.
     pub const ERR_UNKNOWN: u32 = 1 << 31 | 6;
     /// Option payload too big.

@@ -218,3 +218,11 @@ pub async fn succeed(program: &str, arguments: &[&str]) -> String {
     assert!(output.status.success(), "{program} {arguments:?}: {}\n{text}\n{said}", output.status);
     text
 }
+
+/// Memory of this process that is really there.
+pub fn resident_bytes() -> usize {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let kib: usize = line.trim().trim_end_matches("kB").trim().parse().unwrap();
+    kib << 10
+}
