@@ -27,11 +27,21 @@ pub struct Options {
     pub volumes: Vec<&'static str>,
     /// Attach and mount the volumes.
     pub attach: bool,
+    /// Give each node a network of its own, reachable from this machine's bridge.
+    pub isolate: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { mdm: 3, sds: 3, devices: 2, device_size: "1GiB", volumes: vec!["demo:256MiB"], attach: false }
+        Self {
+            mdm: 3,
+            sds: 3,
+            devices: 2,
+            device_size: "1GiB",
+            volumes: vec!["demo:256MiB"],
+            attach: false,
+            isolate: false,
+        }
     }
 }
 
@@ -78,6 +88,9 @@ impl System {
         }
         if !options.attach {
             arguments.push("--no-attach".to_owned());
+        }
+        if options.isolate {
+            arguments.push("--isolate".to_owned());
         }
         self.dev(&arguments.iter().map(String::as_str).collect::<Vec<_>>())?;
         self.environment = parse_environment(&self.dev(&["env"])?);

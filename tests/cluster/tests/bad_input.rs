@@ -52,7 +52,15 @@ fn everything(system: &System) -> String {
 }
 
 fn small() -> Options {
-    Options { mdm: 1, sds: 2, devices: 1, device_size: "512MiB", volumes: vec!["demo:64MiB"], attach: false }
+    Options {
+        mdm: 1,
+        sds: 2,
+        devices: 1,
+        device_size: "512MiB",
+        volumes: vec!["demo:64MiB"],
+        attach: false,
+        isolate: false,
+    }
 }
 
 #[test]
