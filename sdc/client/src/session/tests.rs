@@ -121,9 +121,11 @@ fn a_request_that_a_talking_server_forgot_goes_again() {
     world.faults = QUIET;
     // The server is heard all the while: the connection is good, only these two are gone.
     for _ in 0..60 {
-        let other = world.submit(IoRequest::Read { offset: CHUNK, length: CELL });
-        while !world.results.contains_key(&other) {
-            assert!(world.run_one());
+        for offset in [8 * CELL, CHUNK] {
+            let other = world.submit(IoRequest::Read { offset, length: CELL });
+            while !world.results.contains_key(&other) {
+                assert!(world.run_one());
+            }
         }
         world.run_one();
     }
