@@ -454,8 +454,8 @@ impl Manager {
                 Some(false) if tokio::time::Instant::now() > deadline => {
                     return LocalAnswer::Refused(LocalError {
                         code: LocalErrorCode::Unavailable,
-                        message: "the device is gone, but what its users had under way is not yet fenced".to_owned(),
-                        remedy: "see 'scli system show'; the fence holds once the metadata managers answer".to_owned(),
+                        message: "the device is gone, but what its users had under way may still land".to_owned(),
+                        remedy: "it is fenced once the metadata managers answer: see 'scli system show'".to_owned(),
                     });
                 }
                 Some(false) => tokio::time::sleep(Duration::from_millis(20)).await,

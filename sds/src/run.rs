@@ -51,6 +51,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
         seed: clock::random_id()?,
         addresses: config.addresses(),
         journal_bytes: None,
+        retained_bytes: sds_node::limits::RETAINED_BYTES,
         timing,
     };
     let wiring = Wiring { events, wanted, heartbeats, figures, devices, heartbeat_ms: timing.heartbeat_ms };

@@ -231,6 +231,21 @@ pub enum PeerBody {
         /// Its content.
         copy: LayerCopy,
     },
+    /// Some blocks of one layer, on top of what the learner has of it; otherwise as [`PeerBody::Copy`].
+    Patch {
+        /// The stream.
+        stream: u64,
+        /// Number in the stream.
+        number: u64,
+        /// Which layer.
+        layer: LayerKey,
+        /// The version on which it goes. A learner that has another one, or cannot read it, asks for a new stream.
+        base: Version,
+        /// The blocks that are spoken of, one bit for each: those that are not in `copy` hold nothing.
+        blocks: [u64; 4],
+        /// Their content, and the version of the whole.
+        copy: LayerCopy,
+    },
     /// Layers that the primary does not have.
     RemoveLayers {
         /// The stream.

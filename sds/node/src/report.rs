@@ -165,6 +165,8 @@ pub struct Figures {
     pub resync_layers_left: u64,
     /// Bytes copied to them.
     pub resync_bytes: u64,
+    /// Bytes copied to learners since the start.
+    pub resync_bytes_total: u64,
     /// Devices.
     pub devices: Vec<DeviceFigures>,
     /// The map's revision.
@@ -288,6 +290,7 @@ impl Shard {
             roles,
             resync_layers_left,
             resync_bytes,
+            resync_bytes_total: self.context.as_ref().map_or(0, |context| context.resync.copied),
             devices: self.devices.iter().map(|(device, slot)| slot.figures(*device)).collect(),
             map_revision: self.map.revision().0,
             in_service: self.context.is_some() && self.is_current(),

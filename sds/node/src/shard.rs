@@ -20,7 +20,7 @@ use crate::drops::Drops;
 use crate::event::{Event, Settings};
 use crate::fences::Fences;
 use crate::groups::Groups;
-use crate::limits::{RETAINED_BYTES, STORE_TICK_MS, UPKEEP_MS};
+use crate::limits::{STORE_TICK_MS, UPKEEP_MS};
 use crate::peers::Peers;
 use crate::report::Counters;
 use crate::stores::Outcome;
@@ -237,11 +237,11 @@ impl Shard {
     /// Replicas may act from here on.
     pub(crate) fn begin(&mut self, incarnation: ProcessIncarnation) {
         let timing = self.settings.timing;
-        let retained = RetainedBudget { limit: RETAINED_BYTES, used: 0 };
+        let retained = RetainedBudget { limit: self.settings.retained_bytes, used: 0 };
         self.context = Some(Context {
             leases: Leases::new(self.settings.sds, incarnation, timing, self.now),
             credits: Credits::default(),
-            resync: ResyncBudget { slots: 0, bytes: 0 },
+            resync: ResyncBudget { slots: 0, bytes: 0, copied: 0 },
             retained,
         });
     }

@@ -146,7 +146,9 @@ impl Replica {
             // The shortcut: what it missed is all still here.
             self.follow_from(cx, from, ask, common);
         } else {
-            self.reset_learner(cx, from, ask);
+            // Complete through there: every layer of it is as of then, whenever it was last written.
+            let has = if complete && common >= tail.committed { tail.committed } else { Seq(0) };
+            self.reset_learner(cx, from, ask, has);
         }
     }
 
@@ -160,7 +162,7 @@ impl Replica {
     }
 
     /// The learner's content is compared with this one's, and its order starts from this one's state.
-    fn reset_learner(&mut self, cx: &mut Cx<'_>, device: DeviceId, stream: u64) {
+    fn reset_learner(&mut self, cx: &mut Cx<'_>, device: DeviceId, stream: u64, has: Seq) {
         let now = self.now;
         let through = self.log.version_at(self.log.committed());
         let nothing = crate::dedup::Sessions::default();
@@ -172,6 +174,6 @@ impl Replica {
         member.acked_most = Seq(0);
         member.start_stream(stream, through.seq, now);
         self.send(cx, device, term, PeerBody::Reset { stream, through, state });
-        self.start_resync(cx, device, stream);
+        self.start_resync(cx, device, stream, has);
     }
 }

@@ -68,6 +68,7 @@ impl Replica {
                 member.acked_most = Seq(0);
             }
         }
+        self.watch_dirty();
     }
 
     /// True if every required member's server covers this group at this moment (I13). Alone in the ISR, nobody else can

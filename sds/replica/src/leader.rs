@@ -19,6 +19,7 @@ use crate::primary::Request;
 use crate::repair::Repair;
 use crate::replica::{Cx, Replica};
 use crate::resync::Resync;
+use crate::resync::patch::Dirty;
 
 /// How a member stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,6 +175,10 @@ pub(crate) struct Leader {
     pub(crate) drops: VecDeque<VtreeId>,
     pub(crate) repairs: BTreeMap<u64, Repair>,
     pub(crate) moving: Moving,
+    /// What was written while the group has a learner.
+    pub(crate) dirty: Option<Dirty>,
+    /// It is not known, until there is no learner any more.
+    pub(crate) dirty_is_lost: bool,
 }
 
 impl Leader {
@@ -198,6 +203,8 @@ impl Leader {
             drops: VecDeque::new(),
             repairs: BTreeMap::new(),
             moving: Moving::No,
+            dirty: None,
+            dirty_is_lost: false,
         }
     }
 

@@ -70,6 +70,8 @@ pub struct ResyncBudget {
     pub slots: u32,
     /// Payload bytes that may be copied until the next refill; a copy starts while this is above 0 and may overdraw it.
     pub bytes: i64,
+    /// Payload bytes that were copied since the start.
+    pub copied: u64,
 }
 
 /// Memory for entries that are committed and kept for the catch-up of replicas that were away for a moment.

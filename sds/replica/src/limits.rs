@@ -28,6 +28,9 @@ pub const RETAINED_BYTES_MAX: usize = 4 * CHUNK_BYTES;
 pub const LEARNER_LAG_ENTRIES_MAX: usize = 4096;
 /// Payload of those.
 pub const LEARNER_LAG_BYTES_MAX: usize = 16 * CHUNK_BYTES;
+/// Layers of a group whose written blocks are noted while it has a learner: about 5 MiB at 80 bytes each, and 64 GiB of
+/// chunks; beyond that chunks are copied whole.
+pub const DIRTY_LAYERS_MAX: usize = 65_536;
 /// Copies and removals sent to one learner and still to be done there.
 pub const COPY_WINDOW: u64 = 2;
 /// Peers whose connections one replica remembers: members come and go a few at a time.

@@ -80,6 +80,11 @@ impl Log {
         Version { term, seq }
     }
 
+    /// Every entry beyond this is here, whole.
+    pub(crate) fn whole_since(&self) -> Seq {
+        self.base.seq.max(self.whole_from)
+    }
+
     /// The entries in `(after, through]`.
     pub(crate) fn range(&self, after: Seq, through: Seq) -> impl Iterator<Item = &Entry> {
         let skip = after.0.saturating_sub(self.base.seq.0) as usize;

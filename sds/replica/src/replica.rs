@@ -52,6 +52,8 @@ pub(crate) enum Purpose {
     Nothing,
     /// A copy, removal or completion of a stream.
     StreamWork,
+    /// What a patch goes on.
+    PatchBase,
     /// A learner's list of layers.
     Listing,
     /// Blocks for a primary.
@@ -77,6 +79,7 @@ impl Purpose {
             | Self::Forget
             | Self::Nothing
             | Self::StreamWork
+            | Self::PatchBase
             | Self::Listing
             | Self::Fetch { .. } => true,
             Self::Request(_) | Self::Edge { .. } | Self::OwnListing { .. } | Self::Capture { .. } | Self::Repair(_) => {
@@ -319,6 +322,7 @@ impl Replica {
             | PeerBody::Reset { .. }
             | PeerBody::Replicate { .. }
             | PeerBody::Copy { .. }
+            | PeerBody::Patch { .. }
             | PeerBody::RemoveLayers { .. }
             | PeerBody::Complete { .. }
             | PeerBody::ListChunks { .. }
@@ -377,6 +381,7 @@ impl Replica {
             Purpose::Forget => cx.out.push(Action::Gone),
             Purpose::Nothing => {}
             Purpose::StreamWork => self.stream_work_done(token),
+            Purpose::PatchBase => self.patch_base_read(cx, token, done),
             Purpose::Listing => self.listing_done(cx, done),
             Purpose::Fetch { to, term, request, count } => self.fetch_done(cx, to, term, request, count, done),
             Purpose::Request(request) => self.request_read(cx, request, done),

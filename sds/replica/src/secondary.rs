@@ -8,7 +8,7 @@
 //! - What is committed to the store is behind every copy that came before it in the stream: a copy never lands on a
 //!   newer write, and an unfinished copy never passes for its version (I23, F29).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use mdm_api::epoch::{Epoch, Seq, Term, Version};
 use mdm_api::ids::{DeviceId, ProcessIncarnation};
@@ -21,14 +21,33 @@ use sds_api::peer::{LAYERS_PER_MESSAGE_MAX, LayerCopy, PeerBody, PeerMessage, Ta
 use crate::action::StoreRequest;
 use crate::event::{StoreDone, Token};
 use crate::replica::{Cx, Purpose, Replica};
+use crate::resync::patch::{Blocks, merge};
 use crate::state;
 
 /// What a learner does in the order of the stream, one at a time.
 #[derive(Clone, Debug)]
 enum Work {
     Install { layer: LayerKey, copy: LayerCopy },
+    Patch(Patch),
     Remove { layers: Vec<LayerKey> },
     Complete,
+}
+
+/// Some blocks of a layer, and what they go on.
+#[derive(Clone, Debug)]
+struct Patch {
+    layer: LayerKey,
+    base: Version,
+    blocks: Blocks,
+    copy: LayerCopy,
+}
+
+impl Patch {
+    /// True if it holds only what it speaks of, and that intact (I21).
+    fn verify(&self) -> bool {
+        let within = self.copy.presence.iter().zip(&self.blocks).all(|(present, spoken)| present & !spoken == 0);
+        within && self.copy.verify()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -74,6 +93,10 @@ pub(crate) struct Follower {
     awaited: Option<u64>,
     /// Work of any stream that the store has in hand; the next waits for it.
     running: Option<(Token, Option<u64>, Seq)>,
+    /// The patch whose base is being read.
+    patch: Option<Patch>,
+    /// Layers of which this replica's version is not to be built upon: they are wanted whole.
+    unread: BTreeSet<LayerKey>,
 }
 
 impl Follower {
@@ -127,6 +150,12 @@ impl Replica {
                 if self.takes(cx, from, stream, number) {
                     let verified = copy.verify(); // I21
                     self.on_stream_work(cx, from, verified, Work::Install { layer, copy });
+                }
+            }
+            PeerBody::Patch { stream, number, layer, base, blocks, copy } => {
+                if self.takes(cx, from, stream, number) {
+                    let patch = Patch { layer, base, blocks, copy };
+                    self.on_stream_work(cx, from, patch.verify(), Work::Patch(patch));
                 }
             }
             PeerBody::RemoveLayers { stream, number, layers } => {
@@ -354,10 +383,20 @@ impl Replica {
         let (id, position) = (stream.id, next.position);
         let pg = self.me.pg;
         let request = match next.work.clone() {
+            Work::Patch(patch) => {
+                let request = StoreRequest::Capture { layer: patch.layer };
+                let token = self.store(cx, Purpose::PatchBase, request);
+                (self.follower.running, self.follower.patch) = (Some((token, Some(id), position)), Some(patch));
+                if let Some(stream) = &mut self.follower.stream {
+                    stream.work.pop_front();
+                }
+                return;
+            }
             Work::Install { layer, copy } => StoreRequest::Install { pg, layer, copy },
             Work::Remove { layers } => StoreRequest::RemoveLayers { pg, layers },
             Work::Complete => {
                 (self.complete, self.suspect) = (true, false);
+                self.follower.unread.clear();
                 self.state_request()
             }
         };
@@ -365,6 +404,30 @@ impl Replica {
         self.follower.running = Some((token, Some(id), position));
         if let Some(stream) = &mut self.follower.stream {
             stream.work.pop_front();
+        }
+    }
+
+    /// What a patch goes on is in hand: the whole is installed, as a copy would be (F29).
+    pub(crate) fn patch_base_read(&mut self, cx: &mut Cx<'_>, token: Token, done: StoreDone) {
+        let Some((_, id, position)) = self.follower.running.filter(|(running, ..)| *running == token) else { return };
+        let Some(patch) = self.follower.patch.take() else { return };
+        let is_wanted = self.follower.stream.as_ref().is_some_and(|stream| Some(stream.id) == id);
+        let (pg, layer) = (self.me.pg, patch.layer);
+        match done {
+            StoreDone::Layer(Some(base)) if is_wanted && base.version == patch.base && base.verify() => {
+                let copy = merge(&base, &patch.blocks, &patch.copy);
+                let token = self.store(cx, Purpose::StreamWork, StoreRequest::Install { pg, layer, copy });
+                self.follower.running = Some((token, id, position));
+            }
+            _ => {
+                self.follower.running = None;
+                let primary = self.config.as_ref().and_then(|config| config.primary);
+                if let (true, Some(primary), Some(stream)) = (is_wanted, primary, id) {
+                    self.follower.unread.insert(layer);
+                    self.follower.stream = None;
+                    self.ask_stream(cx, primary, stream);
+                }
+            }
         }
     }
 
@@ -398,6 +461,11 @@ impl Replica {
             // Nothing here is known to be what its version says, so all of it is to be copied.
             chunks.iter_mut().for_each(|(_, version)| *version = Version::default());
         }
+        let unread = &self.follower.unread;
+        chunks
+            .iter_mut()
+            .filter(|(layer, _)| unread.contains(layer))
+            .for_each(|(_, version)| *version = Version::default());
         if stream.listing_asked.is_some() {
             stream.listing = Some(chunks);
             self.hand_over_listing(cx);

@@ -283,6 +283,7 @@ impl Replica {
                 resync.note(&entry);
             }
         }
+        self.note_dirty(&entry);
         self.log.push(entry, &mut cx.context.retained);
         seq
     }

@@ -229,6 +229,24 @@ fn a_replica_that_was_away_for_a_moment_gets_only_what_it_missed() {
 }
 
 #[test]
+fn a_replica_that_was_away_for_longer_gets_the_blocks_that_changed_and_not_their_chunks() {
+    let mut world = healthy(Options { retained_bytes: 0, ..Options::quiet(2) });
+    let away = other(&world);
+    for chunk in 0..3 {
+        let op = world.begin(0, chunk, 0, 8, true);
+        world.wait(0, op).unwrap();
+    }
+    world.run(300, |_| false);
+    world.cut(away, 1 - away, 5_000);
+    world.cut(1 - away, away, 5_000);
+    write(&mut world, 2, 1);
+    assert!(world.run(20_000, World::is_healthy), "{}", world.state());
+    assert_eq!((world.copies, world.patched_blocks), (1, 1));
+    world.run(300, |_| false);
+    world.check_copies();
+}
+
+#[test]
 fn shrink_outcome_unknown_requires_both() {
     let mut world = pair(); // F21, I9
     let away = other(&world);

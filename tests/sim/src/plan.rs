@@ -122,6 +122,8 @@ pub struct Plan {
     pub device_bytes: u64,
     /// Bytes of each journal: some times the largest append, which is two chunks.
     pub journal_bytes: u64,
+    /// Memory of a server for entries that replicas may ask for which were away.
+    pub retained_bytes: usize,
     /// How far clocks may be from true, in millionths.
     pub clock_spread_ppm: u64,
     /// Requests under way from each client to each volume.
@@ -174,6 +176,7 @@ impl Plan {
             min_isr,
             device_bytes: *rng.pick(&[128 << 20, 512 << 20]),
             journal_bytes: *rng.pick(&[8 << 20, 12 << 20, 16 << 20]),
+            retained_bytes: *rng.pick(&[0, 64 << 10, 64 << 20]),
             clock_spread_ppm: *rng.pick(&[0, 10_000, 50_000]),
             workers: *rng.pick(&[1, 2, 3]),
             rate: *rng.pick(&[14, 20, 30, 50]),

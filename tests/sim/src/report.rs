@@ -19,6 +19,9 @@ pub struct Report {
     answered: u64,
     unanswered: u64,
     medium_errors: u64,
+    bad_blocks: u64,
+    repaired_blocks: u64,
+    copied_bytes: u64,
     lost_groups: u64,
     configs: u64,
     frames: u64,
@@ -48,6 +51,9 @@ impl Report {
         self.answered += outcome.answered;
         self.unanswered += outcome.unanswered;
         self.medium_errors += outcome.medium_errors;
+        self.bad_blocks += outcome.bad_blocks;
+        self.repaired_blocks += outcome.repaired_blocks;
+        self.copied_bytes += outcome.copied_bytes;
         self.lost_groups += outcome.lost_groups;
         self.configs += outcome.configs;
         self.frames += outcome.frames;
@@ -98,7 +104,12 @@ impl Report {
             "{} sectors lost in power cuts, {} pages torn, {} disk errors, {} pages damaged, {} reads without a good copy, {} groups lost with a failed device",
             self.lost_sectors, self.torn, self.disk_errors, self.rotten, self.medium_errors, self.lost_groups
         );
-        println!("{} configurations looked at, {} frames delivered", self.configs, self.frames);
+        println!(
+            "{} configurations looked at, {} frames delivered, {} KiB copied to learners",
+            self.configs,
+            self.frames,
+            self.copied_bytes >> 10
+        );
         let seconds = took.as_secs_f64().max(0.001);
         let rate = (self.seeds as f64 / seconds * 3600.0) as u64;
         // No failure in n seeds bounds the chance of one at 3/n (95 %).
@@ -106,12 +117,21 @@ impl Report {
             0 => format!("bound 3/{}", self.seeds),
             _ => "no bound".to_owned(),
         };
+        // Wrong or stale bytes and lost writes are broken promises, each of which ends its seed.
+        let broken = self.unsafe_seeds;
+        let faults: u64 = self.faults.values().sum();
         println!(
-            "{} seeds, {} simulated hours, {} black-outs, {} seeds with a broken promise, {} stuck, {bound}, {} events/s, {rate} seeds/h",
+            "{} seeds, {} simulated hours, {} operations checked, {faults} faults of {} kinds, {} black-outs, acknowledged \
+             lost or stale {broken}, corrupt injected/detected/repaired/served {}/{}/{}/{broken}, liveness failures {}, \
+             {bound}, {} events/s, {rate} seeds/h",
             self.seeds,
             self.simulated_s / 3600,
+            self.steps,
+            self.faults.len(),
             self.faults.get(&Fault::PowerAll).copied().unwrap_or(0),
-            self.unsafe_seeds,
+            self.rotten,
+            self.bad_blocks,
+            self.repaired_blocks,
             self.stuck_seeds,
             (self.events as f64 / seconds) as u64,
         );

@@ -49,6 +49,12 @@ pub struct Outcome {
     pub unanswered: u64,
     /// Reads without a good copy.
     pub medium_errors: u64,
+    /// Blocks that were found to be bad.
+    pub bad_blocks: u64,
+    /// Of these, blocks that were repaired from a peer.
+    pub repaired_blocks: u64,
+    /// Bytes that went to learners.
+    pub copied_bytes: u64,
     /// Groups whose last copy was on a device that failed.
     pub lost_groups: u64,
     /// Configurations that were looked at.
@@ -325,8 +331,7 @@ impl World {
         for host in &mut self.hosts {
             match host {
                 Host::Sds(host) => {
-                    host.count();
-                    let seen = host.seen;
+                    let seen = host.counted();
                     hits.push(("F15", seen.repaired_blocks > 0));
                     hits.push(("I21", seen.bad_blocks > 0));
                     hits.push(("I22", seen.device_failures > 0));
@@ -414,6 +419,10 @@ impl World {
         for host in &self.hosts {
             if let Host::Sds(host) = host {
                 host.slots.iter().for_each(|slot| outcome.damage.add(&slot.disk.damage));
+                let seen = host.counted();
+                outcome.bad_blocks += seen.bad_blocks;
+                outcome.repaired_blocks += seen.repaired_blocks;
+                outcome.copied_bytes += seen.copied_bytes;
             }
         }
     }

@@ -4,10 +4,12 @@
 //! a seed: the production cores, the checkers at every step, the check of the clients' history at the end.
 //!
 //! ```text
-//! cluster sds 2 groups 1     mdms, sds, devices, sdcs, volumes, copies, min-isr, groups, chunks, device-mib; the rest by default
+//! cluster sds 2 groups 1     mdms, sds, devices, sdcs, volumes, copies, min-isr, groups, chunks, device-mib, retained-kib;
+//!                            the rest by default
 //! write a at 0 [by sdc1]     a block gets a value, which the story names
 //! read 0 [by sdc1]           what a block holds
 //! answers                    what came of requests that had no answer in time
+//! fill-some                  eight blocks of each chunk are written
 //! fill                       whole chunks are written, one after the other, until there is no answer
 //! crash sds0, start sds0     also: power-off, power-on, pause, resume
 //! cut sds0 mdm0              both ways; cut-one-way; heal mends all links
@@ -15,6 +17,7 @@
 //! wait redundant             also: dark, served, isr 1, feeding, answered
 //! run 500 ms                 time passes
 //! groups                     who keeps what
+//! copied                     what went to learners since their servers started, chunks and parts of chunks
 //! unmap sdc0, map sdc0       by the operator; also remove-volume, replace sds0, return sds0
 //! hit F4c                    whether the row was reached
 //! ```
@@ -96,6 +99,7 @@ impl Story {
         plan.pg_count = number(words, "groups", 1)? as u32;
         plan.chunks = number(words, "chunks", 2)?;
         plan.device_bytes = number(words, "device-mib", 128)? << 20;
+        plan.retained_bytes = (number(words, "retained-kib", 1 << 16)? as usize) << 10;
         plan.volumes = number(words, "volumes", 1)? as usize;
         (plan.shares, plan.workers, plan.journal_bytes) = (1, 4, 8 << 20);
         (plan.clock_spread_ppm, plan.doubles_ppm, plan.faults) = (0, 0, Vec::new());
@@ -143,6 +147,7 @@ impl Story {
                 self.ask(0, read(block * BLOCK as u64, BLOCK), format!("read {block}"), rest)
             }
             ["fill"] => self.fill(),
+            ["fill-some"] => self.fill_some(),
             ["answers"] => Ok(self.answers()),
             ["crash", host] => self.at(host, |world, node| world.crash(node, false)),
             ["start", host] => self.at(host, World::start),
@@ -175,6 +180,14 @@ impl Story {
                 let count: u64 = count.parse().map_err(|_| "how long?")?;
                 world.run_for(count * if *unit == "s" { SECOND } else { MS });
                 Ok(Vec::new())
+            }
+            ["copied"] => {
+                let shards = world.hosts.iter().filter_map(|host| match host {
+                    Host::Sds(host) => host.shard(),
+                    _ => None,
+                });
+                let bytes: u64 = shards.map(|shard| shard.figures().resync_bytes_total).sum();
+                Ok(vec![format!("{} KiB", bytes >> 10)])
             }
             ["groups"] => Ok(self.groups()),
             ["unmap", host] => {
@@ -299,6 +312,15 @@ impl Story {
             }
         }
         Ok(vec!["all chunks are written".to_owned()])
+    }
+
+    /// Eight blocks of each chunk.
+    fn fill_some(&mut self) -> Result<Vec<String>, String> {
+        for round in 0..self.world.core.plan.chunks {
+            let drawn = write(&mut self.world.core.history, 0, round * CHUNK + 64 * BLOCK as u64, 8 * BLOCK);
+            self.ask(0, drawn, "write".to_owned(), &[])?;
+        }
+        Ok(Vec::new())
     }
 
     fn disk(&mut self, host: &str, what: &str) -> Result<Vec<String>, String> {

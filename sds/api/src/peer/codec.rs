@@ -55,6 +55,7 @@ mod kind {
     pub(super) const FETCH_BLOCKS: u8 = 14;
     pub(super) const BLOCKS: u8 = 15;
     pub(super) const RELEASE: u8 = 16;
+    pub(super) const PATCH: u8 = 17;
     pub(super) const LEASE_ASK: u8 = 64;
     pub(super) const LEASE_GRANT: u8 = 65;
 }
@@ -70,6 +71,7 @@ impl PeerBody {
             Self::Reset { .. } => kind::RESET,
             Self::Replicate { .. } => kind::REPLICATE,
             Self::Copy { .. } => kind::COPY,
+            Self::Patch { .. } => kind::PATCH,
             Self::RemoveLayers { .. } => kind::REMOVE_LAYERS,
             Self::Complete { .. } => kind::COMPLETE,
             Self::Durable { .. } => kind::DURABLE,
@@ -193,10 +195,15 @@ fn encode_message(message: &PeerMessage, encoded: &mut EncodedPeer) {
             out.put_u64_le(*stream);
             out.put_u64_le(*number);
             put_layer(out, *layer);
-            put_version(out, copy.version);
-            copy.presence.iter().for_each(|word| out.put_u64_le(*word));
-            assert_eq!(copy.checksums.len(), copy.block_count(), "one checksum for each block of a copy");
-            encode_blocks(&copy.checksums, &copy.data, encoded);
+            encode_copy(copy, encoded);
+        }
+        PeerBody::Patch { stream, number, layer, base, blocks, copy } => {
+            out.put_u64_le(*stream);
+            out.put_u64_le(*number);
+            put_layer(out, *layer);
+            put_version(out, *base);
+            blocks.iter().for_each(|word| out.put_u64_le(*word));
+            encode_copy(copy, encoded);
         }
         PeerBody::RemoveLayers { stream, number, layers } => {
             out.put_u64_le(*stream);
@@ -257,6 +264,14 @@ fn encode_tail(tail: &Tail, out: &mut Vec<u8>) {
         out.put_u64_le(start.term.0);
         out.put_u64_le(start.first.0);
     }
+}
+
+fn encode_copy(copy: &LayerCopy, encoded: &mut EncodedPeer) {
+    let out = &mut encoded.header;
+    put_version(out, copy.version);
+    copy.presence.iter().for_each(|word| out.put_u64_le(*word));
+    assert_eq!(copy.checksums.len(), copy.block_count(), "one checksum for each block of a copy");
+    encode_blocks(&copy.checksums, &copy.data, encoded);
 }
 
 fn encode_blocks(checksums: &[u32], data: &[Bytes], encoded: &mut EncodedPeer) {
@@ -341,6 +356,23 @@ impl Reader<'_> {
         Ok(self.payload.split_to(length))
     }
 
+    /// One bit for each block of a layer.
+    fn block_map(&mut self) -> Result<[u64; 4], PeerDecodeError> {
+        let mut map = [0; 4];
+        for word in &mut map {
+            *word = self.u64()?;
+        }
+        Ok(map)
+    }
+
+    fn copy(&mut self) -> Result<LayerCopy, PeerDecodeError> {
+        let (version, presence) = (get_version(&mut self.input)?, self.block_map()?);
+        let mut copy = LayerCopy { version, presence, checksums: vec![], data: vec![] };
+        let blocks = self.blocks(copy.block_count())?;
+        (copy.checksums, copy.data) = (blocks.checksums, blocks.data);
+        Ok(copy)
+    }
+
     /// Checksums and data of `count` blocks.
     fn blocks(&mut self, count: usize) -> Result<BlocksData, PeerDecodeError> {
         if self.input.len() < 4 * count {
@@ -402,15 +434,12 @@ fn decode_body(reader: &mut Reader<'_>, kind: u8) -> Result<PeerBody, PeerDecode
         }
         kind::COPY => {
             let (stream, number, layer) = (reader.u64()?, reader.u64()?, reader.layer()?);
-            let version = get_version(&mut reader.input)?;
-            let mut presence = [0; 4];
-            for word in &mut presence {
-                *word = reader.u64()?;
-            }
-            let mut copy = LayerCopy { version, presence, checksums: vec![], data: vec![] };
-            let blocks = reader.blocks(copy.block_count())?;
-            (copy.checksums, copy.data) = (blocks.checksums, blocks.data);
-            PeerBody::Copy { stream, number, layer, copy }
+            PeerBody::Copy { stream, number, layer, copy: reader.copy()? }
+        }
+        kind::PATCH => {
+            let (stream, number, layer) = (reader.u64()?, reader.u64()?, reader.layer()?);
+            let (base, blocks) = (get_version(&mut reader.input)?, reader.block_map()?);
+            PeerBody::Patch { stream, number, layer, base, blocks, copy: reader.copy()? }
         }
         kind::REMOVE_LAYERS => {
             let (stream, number) = (reader.u64()?, reader.u64()?);

@@ -21,7 +21,7 @@ fn normal(mut frame: PeerFrame) -> PeerFrame {
     };
     if let PeerFrame::Replica(message) = &mut frame {
         match &mut message.body {
-            PeerBody::Copy { copy, .. } => one_piece(&mut copy.data),
+            PeerBody::Copy { copy, .. } | PeerBody::Patch { copy, .. } => one_piece(&mut copy.data),
             PeerBody::Blocks { content: Some(content), .. } => one_piece(&mut content.data),
             _ => {}
         }
@@ -117,6 +117,14 @@ fn body() -> impl Strategy<Value = PeerBody> {
             entries,
         }),
         (n(), layer(), copy()).prop_map(|(n, layer, copy)| PeerBody::Copy { stream: n[0], number: n[1], layer, copy }),
+        (n(), any::<[u64; 4]>(), layer(), copy()).prop_map(|(n, blocks, layer, copy)| PeerBody::Patch {
+            stream: n[0],
+            number: n[1],
+            layer,
+            base: Version { term: Term(n[2]), seq: Seq(n[3]) },
+            blocks,
+            copy,
+        }),
         (n(), layers).prop_map(|(n, layers)| PeerBody::RemoveLayers { stream: n[0], number: n[1], layers }),
         n().prop_map(|n| PeerBody::Complete { stream: n[0], number: n[1] }),
         n().prop_map(|n| PeerBody::Durable {

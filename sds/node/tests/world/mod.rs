@@ -202,6 +202,7 @@ impl World {
             seed: self.starts,
             addresses: Vec::new(),
             journal_bytes: Some(8 << 20),
+            retained_bytes: sds_node::limits::RETAINED_BYTES,
             timing: Timing::DEFAULT,
         };
         let known = self.servers.remove(&id).map(|server| server.known).unwrap_or_default();

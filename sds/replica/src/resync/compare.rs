@@ -38,6 +38,7 @@ impl Replica {
             return;
         }
         for (layer, version) in layers {
+            resync.bases.insert(*layer, *version);
             match resync.own.get(layer) {
                 // I23: equal versions, equal content.
                 Some(own) if own == version => {

@@ -6,6 +6,7 @@ use mdm_api::mutants::{self, Mutant};
 use sds_api::block::{BlockRange, LayerKey};
 use sds_api::peer::{LAYERS_PER_MESSAGE_MAX, LayerCopy, PeerBody};
 
+use super::patch::cut;
 use super::{Current, Phase};
 use crate::action::StoreRequest;
 use crate::event::StoreDone;
@@ -136,18 +137,24 @@ impl Replica {
     ) {
         let covered = self.log.last().seq;
         let term = self.lead().term;
-        let Some((number, operation)) = self.next_operation(learner) else { return };
         let layer = current.layer;
+        let part = copy.as_ref().and_then(|_| self.blocks_to_send(learner, stream, layer));
+        let Some((number, operation)) = self.next_operation(learner) else { return };
         let Some(resync) = self.resync(learner, stream) else { return };
         resync.pending.remove(&layer);
         resync.copied.insert(layer, covered);
         resync.slots.push_back(operation);
         let body = match copy {
-            Some(copy) => {
+            Some(whole) => {
+                let copy = part.map_or_else(|| whole.clone(), |(_, blocks)| cut(&whole, &blocks));
                 let bytes: usize = copy.data.iter().map(bytes::Bytes::len).sum();
                 resync.bytes_copied += bytes as u64;
                 cx.context.resync.bytes -= bytes as i64;
-                PeerBody::Copy { stream, number, layer, copy }
+                cx.context.resync.copied += bytes as u64;
+                match part {
+                    Some((base, blocks)) => PeerBody::Patch { stream, number, layer, base, blocks, copy },
+                    None => PeerBody::Copy { stream, number, layer, copy },
+                }
             }
             // Dropped since the lists were compared.
             None => PeerBody::RemoveLayers { stream, number, layers: vec![layer] },

@@ -12,6 +12,7 @@
 
 pub(crate) mod compare;
 pub(crate) mod copy;
+pub(crate) mod patch;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -52,6 +53,10 @@ pub(crate) struct Resync {
     phase: Phase,
     /// Layers here that are not matched yet.
     own: BTreeMap<LayerKey, Version>,
+    /// The learner has all layers as of this entry at least.
+    has: Seq,
+    /// What the learner has of layers that are here too.
+    bases: BTreeMap<LayerKey, Version>,
     /// Layers that were written while the lists were compared.
     touched: BTreeSet<LayerKey>,
     /// Layers that only the learner has, still to be removed.
@@ -72,11 +77,13 @@ pub(crate) struct Resync {
 }
 
 impl Resync {
-    fn new(stream: u64) -> Self {
+    fn new(stream: u64, has: Seq) -> Self {
         Self {
             stream,
+            has,
             phase: Phase::OwnList,
             own: BTreeMap::new(),
+            bases: BTreeMap::new(),
             touched: BTreeSet::new(),
             removing: BTreeSet::new(),
             pending: BTreeSet::new(),
@@ -146,8 +153,8 @@ impl Resync {
 
 impl Replica {
     /// A stream that begins with a `Reset` has been started.
-    pub(crate) fn start_resync(&mut self, cx: &mut Cx<'_>, learner: DeviceId, stream: u64) {
-        let mut resync = Resync::new(stream);
+    pub(crate) fn start_resync(&mut self, cx: &mut Cx<'_>, learner: DeviceId, stream: u64, has: Seq) {
+        let mut resync = Resync::new(stream, has);
         for entry in self.log.range(self.log.committed(), self.log.last().seq) {
             resync.note(entry);
         }

@@ -168,7 +168,10 @@ pub struct World {
     pub fenced: Vec<(u64, Option<mdm_api::epoch::Term>)>,
     pub released: Vec<mdm_api::epoch::Term>,
     pub bad_blocks: Vec<bool>,
+    /// Copies of layers, whole or in part.
     pub copies: u64,
+    /// Blocks in those that were sent in part.
+    pub patched_blocks: usize,
     pub resets: u64,
     pub allow_medium: bool,
 }
@@ -181,7 +184,7 @@ fn context(node: usize, incarnation: ProcessIncarnation, now: Nanos, options: Op
     Context {
         leases: Leases::new(server(node), incarnation, Timing::DEFAULT, now),
         credits,
-        resync: ResyncBudget { slots: 2, bytes: i64::MAX },
+        resync: ResyncBudget { slots: 2, bytes: i64::MAX, copied: 0 },
         retained: RetainedBudget { limit: options.retained_bytes, used: 0 },
     }
 }
@@ -235,6 +238,7 @@ impl World {
             released: Vec::new(),
             bad_blocks: Vec::new(),
             copies: 0,
+            patched_blocks: 0,
             resets: 0,
             allow_medium: false,
         };
@@ -439,6 +443,10 @@ impl World {
                 let to = node_of(message.to);
                 match &message.body {
                     PeerBody::Copy { .. } => self.copies += 1,
+                    PeerBody::Patch { copy, .. } => {
+                        self.copies += 1;
+                        self.patched_blocks += copy.block_count();
+                    }
                     PeerBody::Reset { .. } => self.resets += 1,
                     _ => {}
                 }

@@ -104,8 +104,8 @@ pub struct SdsHost {
     links: Option<Links>,
     rng: Rng,
     next_heartbeat: Nanos,
-    /// What its processes counted.
-    pub seen: Seen,
+    /// What its earlier processes counted.
+    seen: Seen,
 }
 
 /// What processes of a server counted, over all of their lives.
@@ -117,6 +117,8 @@ pub struct Seen {
     pub repaired_blocks: u64,
     /// Devices that failed.
     pub device_failures: u64,
+    /// Bytes that went to learners.
+    pub copied_bytes: u64,
     /// Checkpoints of stores.
     pub checkpoints: u64,
     /// Looks at which a store had units in quarantine.
@@ -158,21 +160,24 @@ impl SdsHost {
         self.remembered.clear();
     }
 
-    /// Adds what the process has counted: once, before it ends.
-    pub fn count(&mut self) {
-        let Some(figures) = self.shard.as_ref().map(Shard::figures) else { return };
-        self.seen.bad_blocks += figures.bad_blocks;
-        self.seen.repaired_blocks += figures.repaired_blocks;
-        self.seen.device_failures += figures.device_failures;
+    /// What its processes have counted, the present one included.
+    pub fn counted(&self) -> Seen {
+        let mut seen = self.seen;
+        let Some(figures) = self.shard.as_ref().map(Shard::figures) else { return seen };
+        seen.bad_blocks += figures.bad_blocks;
+        seen.repaired_blocks += figures.repaired_blocks;
+        seen.device_failures += figures.device_failures;
+        seen.copied_bytes += figures.resync_bytes_total;
         for (space, counters) in figures.devices.iter().filter_map(|device| device.store.as_ref()) {
-            self.seen.checkpoints += counters.checkpoints;
-            self.seen.quarantined += u64::from(space.aus_quarantined > 0);
+            seen.checkpoints += counters.checkpoints;
+            seen.quarantined += u64::from(space.aus_quarantined > 0);
         }
+        seen
     }
 
     /// The process has ended.
     pub fn ended(&mut self, power_lost: bool) {
-        self.count();
+        self.seen = self.counted();
         self.shard = None;
         self.control = None;
         self.links = None;
@@ -213,6 +218,7 @@ impl SdsHost {
             seed: self.rng.word(),
             addresses: vec![format!("h{}:7000", self.node)],
             journal_bytes: Some(core.plan.journal_bytes),
+            retained_bytes: core.plan.retained_bytes,
             timing: Timing::DEFAULT,
         };
         self.shard = Some(Shard::new(settings));
