@@ -14,7 +14,7 @@ pub struct Allocator {
     free: u64,
     reserved: u64,
     cursor: u64,
-    /// By position, ascending.
+    /// By the tail that releases them, ascending.
     quarantine: VecDeque<(u64, u32)>,
     /// A bug on purpose: there is no quarantine.
     pub(crate) frees_at_once: bool,
@@ -67,17 +67,20 @@ impl Allocator {
         None
     }
 
-    /// A unit lost its owner through the journal record at `lsn` (I19).
-    pub fn quarantine(&mut self, au: u32, lsn: u64) {
+    /// A unit lost its owner through journal records before the position `until` (I19): it is free once the tail is there.
+    ///
+    /// For a record at `lsn` that is `lsn + 1`; for all that the journal holds now it is the head, which a tail reaches
+    /// without another record, so that an idle device gives everything back.
+    pub fn quarantine(&mut self, au: u32, until: u64) {
         debug_assert!(self.is_taken(au), "only what was given out is freed");
         if self.frees_at_once || mutants::is_on(Mutant::ReuseFreedUnit) {
             return self.give_back(au);
         }
         let at = match self.quarantine.back() {
-            Some((last, _)) if *last > lsn => self.quarantine.partition_point(|(other, _)| *other <= lsn),
+            Some((last, _)) if *last > until => self.quarantine.partition_point(|(other, _)| *other <= until),
             _ => self.quarantine.len(),
         };
-        self.quarantine.insert(at, (lsn, au));
+        self.quarantine.insert(at, (until, au));
     }
 
     /// A unit that was given out and never recorded anywhere is free again at once.
@@ -87,16 +90,16 @@ impl Allocator {
         self.free += 1;
     }
 
-    /// The durable tail has reached `tail`: what records before it freed is free.
+    /// The durable tail has reached `tail`: what waits for no more than that is free.
     pub fn release_before(&mut self, tail: u64) {
-        while let Some((_, au)) = self.quarantine.pop_front_if(|(lsn, _)| *lsn < tail) {
+        while let Some((_, au)) = self.quarantine.pop_front_if(|(until, _)| *until <= tail) {
             self.give_back(au);
         }
     }
 
     /// Units that a tail at this position would release.
     pub fn releasable(&self, tail: u64) -> u64 {
-        self.quarantine.partition_point(|(lsn, _)| *lsn < tail) as u64
+        self.quarantine.partition_point(|(until, _)| *until <= tail) as u64
     }
 
     /// Promises units to entries in the journal. Whoever admits them has looked at [`Allocator::available`].
@@ -126,7 +129,7 @@ impl Allocator {
 
     /// The tail must come here for all of the quarantine to be released; 0 if there is none.
     pub fn quarantined_before(&self) -> u64 {
-        self.quarantine.back().map_or(0, |(lsn, _)| lsn + 1)
+        self.quarantine.back().map_or(0, |(until, _)| *until)
     }
 
     /// All units.
@@ -143,7 +146,7 @@ mod tests {
     fn a_freed_unit_is_not_given_out_before_the_tail_has_passed() {
         let mut units = Allocator::new(2);
         assert_eq!((units.allocate(), units.allocate(), units.allocate()), (Some(0), Some(1), None));
-        units.quarantine(1, 500);
+        units.quarantine(1, 501);
         assert_eq!(units.allocate(), None);
         units.release_before(500);
         assert_eq!(units.allocate(), None);

@@ -459,17 +459,17 @@ impl Store {
     /// All is written (without being durable): the record says so from now on, and the next checkpoint will.
     fn finish_job(&mut self, id: u64) {
         let job = self.jobs.remove(&id).expect("a job ends once");
-        // Whoever replays meets nothing of these units after the tail has passed this moment.
-        let lsn = self.journal.head();
-        self.change_units(&job, lsn);
-        self.change_blocks(&job, lsn);
+        // Whoever replays meets nothing of these units once the tail is here. It is not while the job's entries are needed.
+        let until = self.journal.head();
+        self.change_units(&job, until);
+        self.change_blocks(&job, until);
         let layer = self.layers.at_mut(job.slot).expect("a busy layer stays");
         layer.changes = layer.changes.wrapping_add(1);
         if let Some(version) = job.version {
             layer.version = version;
             if !layer.recorded {
                 // Removals that a replay meets before this position are older than the record.
-                layer.base = lsn;
+                layer.base = until;
                 layer.recorded = true;
             }
         }
@@ -495,13 +495,13 @@ impl Store {
         self.drop_if_unused(job.key);
     }
 
-    fn change_units(&mut self, job: &Job, lsn: u64) {
+    fn change_units(&mut self, job: &Job, until: u64) {
         let layer = self.layers.at_mut(job.slot).expect("a busy layer stays");
         let fresh = job.fresh.iter().map(|(au, unit)| (*au, *unit, None));
         let taken = job.taken.iter().map(|(au, unit, seq)| (*au, *unit, Some(*seq)));
         for (au, unit, seq) in fresh.chain(taken) {
             if layer.aus[au] != NO_AU {
-                self.units.quarantine(layer.aus[au], lsn);
+                self.units.quarantine(layer.aus[au], until);
             }
             layer.aus[au] = unit;
             let active = layer.active_mut();
@@ -517,7 +517,7 @@ impl Store {
         }
     }
 
-    fn change_blocks(&mut self, job: &Job, lsn: u64) {
+    fn change_blocks(&mut self, job: &Job, until: u64) {
         let layer = self.layers.at_mut(job.slot).expect("a busy layer stays");
         let sums = self.sums.get_mut(job.slot).expect("the page is pinned");
         let mut zeroed = layer.zeroed();
@@ -538,7 +538,7 @@ impl Store {
         layer.set_zeroed(zeroed);
         for au in 0..CHUNK_AUS {
             if layer.aus[au] != NO_AU && !layer.present.touches_au(au) {
-                self.units.quarantine(layer.aus[au], lsn);
+                self.units.quarantine(layer.aus[au], until);
                 layer.aus[au] = NO_AU;
                 layer.active_mut().unpin(au);
             }

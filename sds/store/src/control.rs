@@ -232,7 +232,7 @@ impl Store {
         }
         if layer.recorded {
             for au in layer.units() {
-                self.units.quarantine(au, lsn);
+                self.units.quarantine(au, lsn + 1);
             }
             layer.clear();
             self.sums.clear(slot);
@@ -402,7 +402,8 @@ impl Store {
             return;
         }
         if squeezes {
-            self.squeezed_to = goal;
+            // A goal beyond the head is come to in steps: what is carried moves the head.
+            self.squeezed_to = goal.min(head);
         }
         let half = head.saturating_sub(ring / 2);
         let quarter = head.saturating_sub(ring / 4);

@@ -179,7 +179,7 @@ impl Store {
     /// Puts a copied record in the place of the layer's, whose units are free once the tail has passed `lsn`.
     pub(crate) fn replace_record(&mut self, install: &InstallRecord, lsn: u64) {
         let layer = self.layers.get_mut(&install.layer).expect("the layer was made for the copy");
-        layer.units().for_each(|au| self.units.quarantine(au, lsn));
+        layer.units().for_each(|au| self.units.quarantine(au, lsn + 1));
         let slot = layer.slot;
         layer.clear();
         // One past: a record that was made just before the claim, with the head there, is older than the claim.

@@ -237,18 +237,18 @@ impl Store {
             Some(orphans) => orphans.extend(staged.owned().map(|(_, unit)| unit)),
             None => {
                 // Its record may still be on its way: it lies before the bound.
-                let lsn = self.journal.bound();
-                staged.owned().for_each(|(_, unit)| self.units.quarantine(unit, lsn));
+                let until = self.journal.bound();
+                staged.owned().for_each(|(_, unit)| self.units.quarantine(unit, until));
             }
         }
     }
 
     /// The units that an entry still has to itself are given up: it has had its effect without them.
     pub(crate) fn give_up_staged(&mut self, pg_id: PgId, seq: Seq) {
-        let lsn = self.journal.head();
+        let until = self.journal.head();
         let log = self.pgs.get_mut(&pg_id).and_then(|pg| pg.log.get_mut(&seq));
         let Some(staged) = log.and_then(|log| log.staged.as_mut()) else { return };
-        staged.owned().for_each(|(_, unit)| self.units.quarantine(unit, lsn));
+        staged.owned().for_each(|(_, unit)| self.units.quarantine(unit, until));
         self.staged_units -= u64::from(staged.owned.count_ones());
         staged.owned = 0;
     }
