@@ -410,11 +410,20 @@ impl Store {
         let squeeze = if squeezes { goal } else { 0 };
         // Where memory for the log is short, states are wanted that let go of what is applied, wherever it lies.
         let crowded = if self.log_bytes > LOG_BYTES_MAX * 3 / 4 { head } else { 0 };
-        self.carry_forward(half.max(squeeze), half, quarter.max(squeeze).max(crowded), out);
+        self.carry_forward(half.max(squeeze), half, quarter.max(squeeze).max(crowded), regular, out);
         (self.relocated_at, self.relocated_when) = (self.journal.head(), self.now);
     }
 
-    fn carry_forward(&mut self, kept_before: u64, entries_before: u64, wanted_before: u64, out: &mut Vec<Output>) {
+    /// A state that was asked for before is asked for again where `asks_again`: whoever was asked may not have been there
+    /// yet, or not have been allowed to speak for the group then.
+    fn carry_forward(
+        &mut self,
+        kept_before: u64,
+        entries_before: u64,
+        wanted_before: u64,
+        asks_again: bool,
+        out: &mut Vec<Output>,
+    ) {
         let (mut promises, mut states, mut entries) = (Vec::new(), Vec::new(), Vec::new());
         for (id, pg) in self.pgs.iter_mut().filter(|(_, pg)| !pg.forgetting) {
             if let Some(kept) = pg.promise.as_ref().filter(|kept| kept.lsn < kept_before) {
@@ -428,7 +437,8 @@ impl Store {
             }
             let through = pg.through();
             let holds = |log: &LogRef<'_>| log.1.lsn.is_some_and(|lsn| lsn < wanted_before) && log.1.applied;
-            if !pg.state_wanted && pg.log.range(through.next()..).any(|log| holds(&log)) {
+            let may_ask = !pg.state_wanted || (asks_again && pg.states_on_their_way == 0);
+            if may_ask && pg.log.range(through.next()..).any(|log| holds(&log)) {
                 pg.state_wanted = true;
                 out.push(Output::WantState { pg: *id });
             }

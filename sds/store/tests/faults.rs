@@ -256,6 +256,32 @@ fn space_given_back_by_zeroing_is_used_again_for_ever() {
 }
 
 #[test]
+fn a_state_that_nobody_gave_is_asked_for_again() {
+    let mut machine = Machine::fresh(SIZE, JOURNAL);
+    let mut seq = 0;
+    for _ in 0..200 {
+        let entries = vec![write(pg(0), 1, seq + 1, layer(1, seq % 4, 0), 0, &[seq])];
+        let Ok(Answer::Done) = machine.call(Request::Append { entries }) else { break };
+        seq += 1;
+        machine.request(Request::Commit { pg: pg(0), through: Seq(seq) });
+    }
+    assert!(seq > 10, "the journal took {seq} entries");
+    for _ in 0..40 {
+        machine.tick(1000);
+        machine.run_disk();
+    }
+    let asked = machine.outputs.iter().filter(|output| matches!(output, Output::WantState { .. })).count();
+    assert!(asked > 1, "asked {asked} times, while the journal is full: {}", machine.store.describe());
+    machine.call(Request::SaveState { pg: pg(0), through: Seq(seq), state: Bytes::new() }).unwrap();
+    for _ in 0..10 {
+        machine.tick(1000);
+        machine.run_disk();
+    }
+    let entries = vec![write(pg(0), 1, seq + 1, layer(2, 0, 0), 0, &[1])];
+    assert_eq!(machine.call(Request::Append { entries }), Ok(Answer::Done));
+}
+
+#[test]
 fn a_full_device_refuses_before_anything_happens_and_still_deletes() {
     let mut machine = Machine::fresh(8 << 20, JOURNAL);
     let (mut seq, mut refused) = (0, None);

@@ -296,6 +296,14 @@ impl World {
                 ));
             }
         }
+        // What waits at a primary may wait for any other copy.
+        for host in &self.hosts {
+            if let Host::Sds(host) = host
+                && let Some(shard) = host.shard()
+            {
+                degraded.extend(shard.replicas().filter(|(.., status)| status.requests > 0).map(|(pg, ..)| pg));
+            }
+        }
         for (node, host) in self.hosts.iter().enumerate() {
             let Host::Sds(host) = host else { continue };
             let Some(shard) = host.shard() else {
