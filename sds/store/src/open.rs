@@ -150,7 +150,8 @@ fn block_at(start: u64, parts: &Parts, offset: u64, length: u64) -> Option<Bytes
 enum Phase {
     OuterSupers,
     Search,
-    InnerSupers,
+    /// By the geometry of one that was good; a second look at that one may fail.
+    InnerSupers(Geometry),
     Root(Gathered),
     Directory,
     Pages,
@@ -257,8 +258,7 @@ impl Opener {
                         self.reader.forget_wanted();
                     }
                 }
-                Phase::InnerSupers => {
-                    let geometry = self.geometry();
+                Phase::InnerSupers(geometry) => {
                     let index = geometry.super_offsets.iter().position(|place| *place == offset);
                     self.take_super(index.unwrap_or(0), &parts);
                 }
@@ -295,7 +295,7 @@ impl Opener {
     fn take_super(&mut self, index: usize, parts: &Parts) {
         let page = parts.first().and_then(|(_, bytes)| bytes.clone()).unwrap_or_default();
         // The last one's place is known for certain only in the second look: the device may have grown.
-        let is_certain = index == 0 || matches!(self.phase, Phase::InnerSupers);
+        let is_certain = index == 0 || matches!(self.phase, Phase::InnerSupers(_));
         self.blank_copies += u64::from(is_certain && !page.is_empty() && page.iter().all(|byte| *byte == 0));
         let looks_like_one = page.starts_with(&SUPER_MAGIC) || page.is_empty();
         self.is_damaged |= looks_like_one;
@@ -303,12 +303,7 @@ impl Opener {
     }
 
     fn geometry(&self) -> Geometry {
-        let any =
-            self.copies.iter().find_map(|copy| if let Copy::Good(block) = copy { Some(block.geometry) } else { None });
-        match &self.store {
-            Some(store) => store.super_block.geometry,
-            None => any.expect("the phases after the search are reached with a super block"),
-        }
+        self.store.as_ref().expect("chosen before").super_block.geometry
     }
 
     /// Neither super block whose place is known is good. The second stands behind the journal: looked for where it would be
@@ -339,12 +334,9 @@ impl Opener {
                 self.look_inside()?;
             }
             Phase::Search => {
-                if !self.copies.iter().any(|copy| matches!(copy, Copy::Good(_))) {
-                    return Err(OpenError::NotFormatted);
-                }
                 self.look_inside()?;
             }
-            Phase::InnerSupers => {
+            Phase::InnerSupers(_) => {
                 let store = self.choose()?;
                 let (geometry, root) = (store.super_block.geometry, store.super_block.checkpoint);
                 self.store = Some(store);
@@ -373,12 +365,13 @@ impl Opener {
 
     /// A super block is known, and with it the places of the others.
     fn look_inside(&mut self) -> Result<(), OpenError> {
-        let geometry = self.geometry();
+        let good = |copy: &Copy| if let Copy::Good(block) = copy { Some(block.geometry) } else { None };
+        let Some(geometry) = self.copies.iter().find_map(good) else { return Err(OpenError::NotFormatted) };
         let found = self.parameters.size_bytes;
         if geometry.size_bytes > found {
             return Err(OpenError::Truncated { found, expected: geometry.size_bytes });
         }
-        self.phase = Phase::InnerSupers;
+        self.phase = Phase::InnerSupers(geometry);
         geometry.super_offsets[1..].iter().for_each(|offset| self.reader.want(*offset, PAGE));
         Ok(())
     }

@@ -256,6 +256,32 @@ fn space_given_back_by_zeroing_is_used_again_for_ever() {
 }
 
 #[test]
+fn a_device_that_goes_dumb_while_it_is_opened_is_refused_in_words_or_suspect() {
+    let mut machine = filled(5);
+    machine.call(Request::Checkpoint).unwrap();
+    for first_is_gone in [false, true] {
+        let mut outcomes = Vec::new();
+        for reads in 0..16 {
+            let mut disk = machine.disk.without_cache();
+            if first_is_gone {
+                disk.unreadable.push(0);
+            }
+            disk.reads_left = Some(reads);
+            let (store, _) = match open(&mut disk, Options::default()) {
+                Ok(opened) => opened,
+                Err(error) => {
+                    outcomes.push(error.to_string());
+                    continue;
+                }
+            };
+            outcomes.push(format!("{:?}", store.space()));
+        }
+        outcomes.dedup();
+        assert!(outcomes.len() > 1, "{outcomes:?}");
+    }
+}
+
+#[test]
 fn a_state_that_nobody_gave_is_asked_for_again() {
     let mut machine = Machine::fresh(SIZE, JOURNAL);
     let mut seq = 0;

@@ -54,6 +54,8 @@ pub struct Disk {
     pub in_flight: VecDeque<(DiskRequest, u64)>,
     /// Blocks that cannot be read.
     pub unreadable: Vec<u64>,
+    /// So many reads go well, and none after them.
+    pub reads_left: Option<u64>,
     pub size: u64,
     /// Breaks the rules on purpose: flushes do nothing.
     pub fail_writes: bool,
@@ -93,7 +95,9 @@ impl Disk {
         match &request.op {
             DiskOp::Read { offset, length } => {
                 let blocks = offset / 4096..(offset + u64::from(*length)) / 4096;
-                if blocks.clone().any(|block| self.unreadable.contains(&block)) {
+                let is_dead = self.reads_left == Some(0);
+                self.reads_left = self.reads_left.map(|left| left.saturating_sub(1));
+                if is_dead || blocks.clone().any(|block| self.unreadable.contains(&block)) {
                     return done(Err(DiskError::Io));
                 }
                 let mut out = AlignedBuf::zeroed(*length as usize);
