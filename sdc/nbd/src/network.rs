@@ -3,6 +3,7 @@
 //! Always true: a client whose certificate does not verify learns nothing, not even the names of the exports. Certificates
 //! are read anew when their files change, so that they can be rotated while connections last.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,9 @@ use crate::serve::{ConnectionError, Server};
 
 /// Between two probes of a client that says nothing, so that one whose host died does not keep its place for ever.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// When each file changed last; `None` where that cannot be said.
+type FilesState = [Option<SystemTime>; 3];
 
 /// Files in PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,8 +79,7 @@ impl TlsFiles {
         [&self.certificate, &self.key, &self.authority]
     }
 
-    /// When each of them changed last; `None` where that cannot be said.
-    fn changed(&self) -> [Option<SystemTime>; 3] {
+    fn changed(&self) -> FilesState {
         self.paths().map(|path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok())
     }
 
@@ -103,14 +106,18 @@ impl TlsFiles {
 pub struct NetworkListener {
     listener: TcpListener,
     files: TlsFiles,
+    /// From the files as they were when the port was bound, and how to tell that they have changed since.
+    first: (TlsAcceptor, FilesState),
 }
 
 impl NetworkListener {
     /// Binds the port and makes sure that the files serve. Must run inside a tokio runtime.
     pub async fn bind(address: SocketAddr, files: TlsFiles) -> Result<Self, NetworkError> {
-        files.acceptor()?;
+        // Before they are read: a change meanwhile is seen as one.
+        let state = files.changed();
+        let first = (files.acceptor()?, state);
         let listener = TcpListener::bind(address).await.map_err(|error| NetworkError::Listen { address, error })?;
-        Ok(Self { listener, files })
+        Ok(Self { listener, files, first })
     }
 
     /// Where it listens.
@@ -119,9 +126,8 @@ impl NetworkListener {
     }
 
     /// Accepts and serves until the future is dropped; connections go on.
-    pub async fn run<X: Exports>(&self, server: &Server<X>) -> Result<(), NetworkError> {
-        let mut changed = self.files.changed();
-        let mut acceptor = self.files.acceptor()?;
+    pub async fn run<X: Exports>(&self, server: &Server<X>) -> Infallible {
+        let (mut acceptor, mut changed) = self.first.clone();
         loop {
             let (stream, peer) = match self.listener.accept().await {
                 Ok(accepted) => accepted,

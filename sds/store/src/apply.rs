@@ -459,8 +459,9 @@ impl Store {
     /// All is written (without being durable): the record says so from now on, and the next checkpoint will.
     fn finish_job(&mut self, id: u64) {
         let job = self.jobs.remove(&id).expect("a job ends once");
-        // Whoever replays meets nothing of these units once the tail is here. It is not while the job's entries are needed.
-        let until = self.journal.head();
+        // Whoever replays meets nothing of these units once the tail is here, nor is it while the job's entries are needed.
+        // Records that are on their way, second copies of the entries among them, lie before the bound.
+        let (head, until) = (self.journal.head(), self.journal.bound());
         self.change_units(&job, until);
         self.change_blocks(&job, until);
         let layer = self.layers.at_mut(job.slot).expect("a busy layer stays");
@@ -469,7 +470,7 @@ impl Store {
             layer.version = version;
             if !layer.recorded {
                 // Removals that a replay meets before this position are older than the record.
-                layer.base = until;
+                layer.base = head;
                 layer.recorded = true;
             }
         }

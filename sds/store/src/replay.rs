@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use mdm_api::epoch::{Nanos, Seq, Version};
-use mdm_api::ids::PgId;
+use mdm_api::ids::{PgId, VtreeId};
 use sds_api::block::{BlockRange, CHUNK_AUS, LayerKey};
 use sds_api::buf::AlignedBuf;
 use sds_api::entry::{Entry, EntryBody};
@@ -267,6 +267,7 @@ impl Store {
     pub(crate) fn finish_replay(&mut self, replay: &mut Replay) -> bool {
         let mut sound = true;
         let ids: Vec<PgId> = self.pgs.keys().copied().collect();
+        ids.iter().for_each(|id| self.drop_again(*id));
         for id in &ids {
             sound &= self.finish_pg(*id, replay);
         }
@@ -293,6 +294,30 @@ impl Store {
         }
         self.relocated_at = head;
         sound
+    }
+
+    /// What was certain to be dropped was gone, and its records had new owners perhaps, whose entries come next: there may
+    /// be no records for both.
+    fn drop_again(&mut self, id: PgId) {
+        let Some(pg) = self.pgs.get(&id) else { return };
+        let certain = pg.log.range(..=pg.committed_durably());
+        let drops: Vec<(Seq, VtreeId)> = certain
+            .filter_map(|(seq, log)| match log.entry.body {
+                EntryBody::DropVtree { vtree } => Some((*seq, vtree)),
+                _ => None,
+            })
+            .collect();
+        let lsn = self.journal.head();
+        for (seq, vtree) in drops {
+            let Some(pg) = self.pgs.get_mut(&id) else { return };
+            let of_tree = |log: &LogEntry| effect(&log.entry).is_some_and(|(key, ..)| key.chunk.vtree == vtree);
+            pg.log.range_mut(..seq).filter(|(_, log)| of_tree(log)).for_each(|(_, log)| log.applied = true);
+            let layers = pg.layers.iter().filter_map(|slot| self.layers.at(*slot));
+            let older = layers.filter(|layer| layer.key.chunk.vtree == vtree && layer.version.seq <= seq);
+            let mut keys: Vec<LayerKey> = older.map(|layer| layer.key).collect();
+            keys.sort_unstable();
+            keys.into_iter().for_each(|key| self.remove_layer(id, key, Seq(0), lsn));
+        }
     }
 
     fn finish_pg(&mut self, id: PgId, replay: &mut Replay) -> bool {

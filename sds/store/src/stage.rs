@@ -245,7 +245,8 @@ impl Store {
 
     /// The units that an entry still has to itself are given up: it has had its effect without them.
     pub(crate) fn give_up_staged(&mut self, pg_id: PgId, seq: Seq) {
-        let until = self.journal.head();
+        // A second copy of its record may still be on its way.
+        let until = self.journal.bound();
         let log = self.pgs.get_mut(&pg_id).and_then(|pg| pg.log.get_mut(&seq));
         let Some(staged) = log.and_then(|log| log.staged.as_mut()) else { return };
         staged.owned().for_each(|(_, unit)| self.units.quarantine(unit, until));
