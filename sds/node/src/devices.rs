@@ -360,9 +360,10 @@ impl Shard {
         match outcome {
             Outcome::Entry { pg, result: Ok(entry), .. } => loading.arrived(pg, entry),
             Outcome::Entry { pg, seq, result: Err(error) } => {
-                let text = format!("device {device}: entry {seq} of group {pg} is lost: {error}");
-                out.push(Action::notice(Severity::Error, text));
-                loading.lost(pg, seq);
+                if loading.lost(pg, seq) {
+                    let text = format!("device {device}: entry {seq} of group {pg} is lost: {error}");
+                    out.push(Action::notice(Severity::Error, text));
+                }
             }
             _ => return,
         }

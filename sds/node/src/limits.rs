@@ -22,6 +22,8 @@ pub const STORE_TICK_MS: u64 = 20;
 pub const UPKEEP_MS: u64 = 50;
 /// Entries read back from one journal at once while a device is being opened.
 pub const LOADS_IN_FLIGHT: usize = 32;
+/// Times that an entry is read back before it counts as lost.
+pub const LOAD_TRIES: u32 = 5;
 /// Memory for committed entries that are kept for replicas that come back soon, over all groups.
 pub const RETAINED_BYTES: usize = 64 << 20;
 /// Chunk copies under way for each open device of this server (ScaleIO's default is one or two).

@@ -9,7 +9,7 @@ use sds_api::entry::Entry;
 use sds_replica as replica;
 use sds_store::request::{Recovered, RecoveredEntry, RecoveredPg, Verdict};
 
-use crate::limits::LOADS_IN_FLIGHT;
+use crate::limits::{LOAD_TRIES, LOADS_IN_FLIGHT};
 use crate::stores::{OpenStore, Outcome};
 use crate::translate;
 
@@ -19,6 +19,8 @@ pub(crate) struct Loading {
     groups: BTreeMap<PgId, RecoveredPg>,
     missing: VecDeque<(PgId, Seq)>,
     in_flight: usize,
+    /// Entries that could not be read, and how often.
+    failed: BTreeMap<(PgId, Seq), u32>,
 }
 
 impl Loading {
@@ -29,7 +31,7 @@ impl Loading {
             .values()
             .flat_map(|group| group.entries.iter().filter(absent).map(|found| (group.pg, found.entry.version.seq)))
             .collect();
-        Self { verdict: recovered.verdict, groups, missing, in_flight: 0 }
+        Self { verdict: recovered.verdict, groups, missing, in_flight: 0, failed: BTreeMap::new() }
     }
 
     /// Asks for what is missing, as far as the bound allows.
@@ -52,14 +54,22 @@ impl Loading {
         }
     }
 
-    /// An entry cannot be read: it and what follows it in its group is missing, and so the group's replica is suspect (I12).
-    pub(crate) fn lost(&mut self, pg: PgId, seq: Seq) {
+    /// An entry could not be read. Once it was tried often enough, it and what follows it in its group is missing, and so the
+    /// group's replica is suspect (I12). True if so.
+    pub(crate) fn lost(&mut self, pg: PgId, seq: Seq) -> bool {
         self.in_flight = self.in_flight.saturating_sub(1);
+        let tries = self.failed.entry((pg, seq)).or_default();
+        *tries += 1;
+        if *tries < LOAD_TRIES {
+            self.missing.push_back((pg, seq));
+            return false;
+        }
         self.missing.retain(|(group, _)| *group != pg);
         if let Some(group) = self.groups.get_mut(&pg) {
             group.entries.retain(|found| found.entry.version.seq < seq);
             self.verdict = Verdict::Suspect { why: sds_store::request::Suspicion::JournalContradiction { lsn: 0 } };
         }
+        true
     }
 
     pub(crate) fn is_done(&self) -> bool {

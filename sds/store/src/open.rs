@@ -54,13 +54,17 @@ pub struct Opened {
 /// Pieces of a wanted range, in order; `None` where the device could not deliver.
 type Parts = Vec<(u64, Option<Bytes>)>;
 
-/// Reads ranges, several at a time, and hands them over in order. A range that fails is read again block by block.
+/// Times that a block is read before it counts as unreadable.
+const READ_TRIES: u32 = 5;
+
+/// Reads ranges, several at a time, and hands them over in order. A range that fails is read again block by block, and a
+/// block a few times: one that fails for good makes the copy suspect, and that may be the only one.
 #[derive(Default)]
 struct Reader {
     wanted: VecDeque<(u64, u64)>,
     slots: VecDeque<Slot>,
     first_slot: u64,
-    in_flight: BTreeMap<OpId, (u64, usize)>,
+    in_flight: BTreeMap<OpId, (u64, usize, u32)>,
     next_op: u64,
 }
 
@@ -85,20 +89,21 @@ impl Reader {
         {
             let slot = self.first_slot + self.slots.len() as u64;
             self.slots.push_back(Slot { offset, parts: vec![(length, None)] });
-            self.send(slot, 0, offset, length, out);
+            self.send((slot, 0, 1), offset, length, out);
         }
     }
 
-    fn send(&mut self, slot: u64, part: usize, offset: u64, length: u64, out: &mut Vec<DiskRequest>) {
+    /// `place`: which slot, which of its parts, and for the how manieth time.
+    fn send(&mut self, place: (u64, usize, u32), offset: u64, length: u64, out: &mut Vec<DiskRequest>) {
         let id = OpId(self.next_op);
         self.next_op += 1;
-        self.in_flight.insert(id, (slot, part));
+        self.in_flight.insert(id, place);
         let op = DiskOp::Read { offset, length: length as u32 };
         out.push(DiskRequest { id, class: IoClass::Foreground, op });
     }
 
     fn done(&mut self, done: DiskDone, out: &mut Vec<DiskRequest>) {
-        let Some((number, part)) = self.in_flight.remove(&done.id) else { return };
+        let Some((number, part, tries)) = self.in_flight.remove(&done.id) else { return };
         let slot = &mut self.slots[(number - self.first_slot) as usize];
         let length = slot.parts[part].0;
         let result = done.result.and_then(|b| if b.len() as u64 == length { Ok(b) } else { Err(DiskError::Io) });
@@ -106,8 +111,13 @@ impl Reader {
             let (offset, count) = (slot.offset, length / PAGE);
             slot.parts = (0..count).map(|_| (PAGE, None)).collect();
             for index in 0..count {
-                self.send(number, index as usize, offset + index * PAGE, PAGE, out);
+                self.send((number, index as usize, 1), offset + index * PAGE, PAGE, out);
             }
+            return;
+        }
+        if result.is_err() && tries < READ_TRIES {
+            let offset = slot.offset + part as u64 * PAGE;
+            self.send((number, part, tries + 1), offset, length, out);
             return;
         }
         slot.parts[part].1 = Some(result);

@@ -282,6 +282,17 @@ fn a_device_that_goes_dumb_while_it_is_opened_is_refused_in_words_or_suspect() {
 }
 
 #[test]
+fn reads_that_fail_once_leave_a_device_beyond_suspicion() {
+    let machine = filled(5);
+    for every in [2, 3, 5] {
+        let mut disk = machine.disk.without_cache();
+        disk.stutters_every = Some(every);
+        let (_, recovered) = open(&mut disk, Options::default()).unwrap();
+        assert!(!matches!(recovered.verdict, Verdict::Suspect { .. }), "{every}: {:?}", recovered.verdict);
+    }
+}
+
+#[test]
 fn a_state_that_nobody_gave_is_asked_for_again() {
     let mut machine = Machine::fresh(SIZE, JOURNAL);
     let mut seq = 0;

@@ -56,6 +56,9 @@ pub struct Disk {
     pub unreadable: Vec<u64>,
     /// So many reads go well, and none after them.
     pub reads_left: Option<u64>,
+    /// Of so many reads the last one fails, and goes well when it is tried again.
+    pub stutters_every: Option<u64>,
+    reads: u64,
     pub size: u64,
     /// Breaks the rules on purpose: flushes do nothing.
     pub fail_writes: bool,
@@ -97,7 +100,9 @@ impl Disk {
                 let blocks = offset / 4096..(offset + u64::from(*length)) / 4096;
                 let is_dead = self.reads_left == Some(0);
                 self.reads_left = self.reads_left.map(|left| left.saturating_sub(1));
-                if is_dead || blocks.clone().any(|block| self.unreadable.contains(&block)) {
+                self.reads += 1;
+                let stutters = self.stutters_every.is_some_and(|every| self.reads.is_multiple_of(every));
+                if is_dead || stutters || blocks.clone().any(|block| self.unreadable.contains(&block)) {
                     return done(Err(DiskError::Io));
                 }
                 let mut out = AlignedBuf::zeroed(*length as usize);
