@@ -92,6 +92,13 @@ impl<'a> World<'a> {
         self.wait(&format!("{name} is attached"), PATIENCE, &format!("[ -b /dev/ashlar/{name} ]"))
     }
 
+    /// Takes a volume from the guest and removes it; its device is gone when this returns.
+    pub fn remove_volume(&mut self, name: &str) -> anyhow::Result<()> {
+        self.system.scli(&["volume", "unmap", name, "--sdc", "guest"])?;
+        self.wait(&format!("{name} is detached"), PATIENCE, &format!("! [ -e /dev/ashlar/{name} ]"))?;
+        self.system.scli(&["volume", "remove", name]).map(drop)
+    }
+
     /// Something that goes on in the guest until a file appears; its words are in `/run/NAME.out`, its status in
     /// `/run/NAME.status`.
     pub fn begin(&mut self, name: &str, line: &str) -> anyhow::Result<()> {
