@@ -75,7 +75,9 @@ impl<'a> World<'a> {
         self.restarts += 1;
         let log = format!("/run/sdc-{}.log", self.restarts);
         // A session of its own: a shell that ends takes nothing with it.
-        self.run(&format!("setsid sdc run >{log} 2>&1 & echo $! >/run/sdc.pid"))?;
+        self.run(&format!(
+            "ASHLAR_LOG=info,sdc_client=debug,sdc_nbd=debug setsid sdc run >{log} 2>&1 & echo $! >/run/sdc.pid"
+        ))?;
         self.wait("the data client answers", PATIENCE, "drv_cfg --query_guid").map(drop)
     }
 

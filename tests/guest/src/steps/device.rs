@@ -38,7 +38,8 @@ fn requests(world: &mut World<'_>, disk: &str) -> anyhow::Result<()> {
 
 /// Partitions appear, keep their device from being taken away, and are there again when it is attached anew.
 fn partitions(world: &mut World<'_>, disk: &str) -> anyhow::Result<()> {
-    world.run(&format!("printf 'n\\np\\n1\\n64\\n16383\\nn\\np\\n2\\n16384\\n32767\\nw\\n' | fdisk -u /dev/{disk}"))?;
+    // In sectors of 4 KiB, which the device has.
+    world.run(&format!("printf 'n\\np\\n1\\n64\\n2047\\nn\\np\\n2\\n2048\\n4095\\nw\\n' | fdisk -u /dev/{disk}"))?;
     let both = |disk: &str| format!("[ -b /dev/{disk}p1 ] && [ -b /dev/{disk}p2 ]");
     world.wait("partitions are there", PATIENCE, &both(disk))?;
     world.run(&format!(
