@@ -9,9 +9,9 @@ fn limits_hold_and_no_volume_is_left_behind() {
     let outcome = shares::run(&shares::SHORT).unwrap();
     let (least, mean, _) = shares::spread(&outcome.free);
     assert!(least > mean / 2.0, "a volume got {least} of {mean} writes per second");
-    // Five seconds of ten requests: one more or less is two in a hundred, and a busy machine may cost one.
+    // Five seconds of four requests: one more or less is one in twenty, and a busy machine may cost some.
     for part in outcome.by_requests.iter().chain(&outcome.by_bytes) {
-        assert!((0.8..1.05).contains(part), "a volume got {part} of its limit");
+        assert!((0.7..1.11).contains(part), "a volume got {part} of its limit");
     }
 }
 

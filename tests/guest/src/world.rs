@@ -11,7 +11,7 @@ use crate::initrd;
 use crate::machine::{Done, Machine};
 
 /// Ordinary commands in the guest.
-pub const PATIENCE: Duration = Duration::from_secs(40);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 /// The data client's configuration in the guest.
 const CONFIGURATION: &str = r#"name = "guest"
 data_directory = "/var/lib/ashlar/sdc"

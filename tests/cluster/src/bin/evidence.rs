@@ -283,7 +283,7 @@ fn n5() -> anyhow::Result<(String, anyhow::Result<()>)> {
     if off(least, mean, SHARE_OFF_MAX) || off(most, mean, SHARE_OFF_MAX) {
         verdict = Err(anyhow::anyhow!("a volume's share is more than a fifth off the mean"));
     }
-    let limited = [("10 requests per second", &outcome.by_requests), ("256 KiB per second", &outcome.by_bytes)];
+    let limited = [("4 requests per second", &outcome.by_requests), ("64 KiB per second", &outcome.by_bytes)];
     for (what, parts) in limited {
         let (least, mean, most) = shares::spread(parts);
         writeln!(text, "| {what} | {least:.3} | {mean:.3} | {most:.3} |")?;

@@ -44,7 +44,9 @@ pub fn run(extent: &Extent) -> anyhow::Result<Outcome> {
         let folder = tempfile::tempdir()?;
         let device = system.device("demo")?;
         shell::succeed("umount", &[&system.mount_point("demo").display().to_string()])?;
-        let mechanism = system.volume("demo")?["mechanism"].as_str().unwrap_or("a device").to_owned();
+        let mechanism =
+            if device.display().to_string().starts_with("/dev/nbd") { "kernel nbd" } else { "FUSE and loop" }
+                .to_owned();
         let stop = AtomicBool::new(false);
         let (down, load) = std::thread::scope(|scope| {
             let load = scope.spawn(|| verify(folder.path(), &device, &stop));
