@@ -32,6 +32,9 @@ pub const LIMIT_REQUESTS: f64 = 4.0;
 /// Bytes per second that the others are limited to.
 pub const LIMIT_BYTES: f64 = 65_536.0;
 
+/// Bytes of each write.
+const REQUEST_BYTES: f64 = 16_384.0;
+
 /// What came of it.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -73,8 +76,9 @@ pub fn run(extent: &Extent) -> anyhow::Result<Outcome> {
         let limited = write_all(folder.path(), &socket, all, extent.limited)?;
         let (even, odd): (Vec<_>, Vec<_>) = limited.iter().enumerate().partition(|(index, _)| index % 2 == 0);
         Ok(Outcome {
-            free: free.iter().map(|job| job.requests_per_s).collect(),
-            by_requests: even.iter().map(|(_, job)| job.requests_per_s / LIMIT_REQUESTS).collect(),
+            free: free.iter().map(|job| job.bytes_per_s / REQUEST_BYTES).collect(),
+            // By bytes too: fio counts the bytes of requests that were under way when its ramp ended, but not these requests.
+            by_requests: even.iter().map(|(_, job)| job.bytes_per_s / REQUEST_BYTES / LIMIT_REQUESTS).collect(),
             by_bytes: odd.iter().map(|(_, job)| job.bytes_per_s / LIMIT_BYTES).collect(),
         })
     })
