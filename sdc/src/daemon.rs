@@ -74,11 +74,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tokio::spawn(async move { listener.run(serving.server()).await });
     if let Some(network) = network {
         let serving = manager.clone();
-        tokio::spawn(async move {
-            if let Err(error) = network.run(serving.server()).await {
-                tracing::error!(%error, "other hosts are not served");
-            }
-        });
+        tokio::spawn(async move { network.run(serving.server()).await });
     }
     tokio::spawn(local::serve(control, manager.clone()));
 

@@ -70,13 +70,16 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, NetworkErro
     Ok(read)
 }
 
+/// When each file changed last.
+type Changes = [Option<SystemTime>; 3];
+
 impl TlsFiles {
     fn paths(&self) -> [&Path; 3] {
         [&self.certificate, &self.key, &self.authority]
     }
 
     /// When each of them changed last; `None` where that cannot be said.
-    fn changed(&self) -> [Option<SystemTime>; 3] {
+    fn changed(&self) -> Changes {
         self.paths().map(|path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok())
     }
 
@@ -103,14 +106,18 @@ impl TlsFiles {
 pub struct NetworkListener {
     listener: TcpListener,
     files: TlsFiles,
+    /// What the files gave, and when they had changed before that.
+    loaded: (TlsAcceptor, Changes),
 }
 
 impl NetworkListener {
     /// Binds the port and makes sure that the files serve. Must run inside a tokio runtime.
     pub async fn bind(address: SocketAddr, files: TlsFiles) -> Result<Self, NetworkError> {
-        files.acceptor()?;
+        // Asked before they are read: a change in between shows later.
+        let changes = files.changed();
+        let loaded = (files.acceptor()?, changes);
         let listener = TcpListener::bind(address).await.map_err(|error| NetworkError::Listen { address, error })?;
-        Ok(Self { listener, files })
+        Ok(Self { listener, files, loaded })
     }
 
     /// Where it listens.
@@ -119,9 +126,8 @@ impl NetworkListener {
     }
 
     /// Accepts and serves until the future is dropped; connections go on.
-    pub async fn run<X: Exports>(&self, server: &Server<X>) -> Result<(), NetworkError> {
-        let mut changed = self.files.changed();
-        let mut acceptor = self.files.acceptor()?;
+    pub async fn run<X: Exports>(&self, server: &Server<X>) {
+        let (mut acceptor, mut changed) = self.loaded.clone();
         loop {
             let (stream, peer) = match self.listener.accept().await {
                 Ok(accepted) => accepted,

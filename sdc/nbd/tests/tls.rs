@@ -63,7 +63,7 @@ impl Port {
         let listener = NetworkListener::bind("127.0.0.1:0".parse().unwrap(), files).await.unwrap();
         let address = listener.local_address().unwrap();
         let server = rig.server.clone();
-        let running = tokio::spawn(async move { listener.run(&server).await.unwrap() });
+        let running = tokio::spawn(async move { listener.run(&server).await });
         Self { rig, directory, address, running }
     }
 
