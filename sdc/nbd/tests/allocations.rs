@@ -30,20 +30,24 @@ fn count() {
 
 // SAFETY: everything is left to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
+    // SAFETY: the trait asks for it; the contract is passed on.
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();
         // SAFETY: the caller keeps the contract, which is the same.
         unsafe { System.alloc(layout) }
     }
+    // SAFETY: the trait asks for it; the contract is passed on.
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count();
         // SAFETY: as above.
         unsafe { System.alloc_zeroed(layout) }
     }
+    // SAFETY: the trait asks for it; the contract is passed on.
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         // SAFETY: as above.
         unsafe { System.dealloc(pointer, layout) }
     }
+    // SAFETY: the trait asks for it; the contract is passed on.
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count();
         // SAFETY: as above.
