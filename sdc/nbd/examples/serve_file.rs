@@ -7,6 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 use sdc_nbd::export::{Export, ExportError, Exports, Extent, Piece, Zeroing};
 use sdc_nbd::limits::Limits;
 use sdc_nbd::listen::{Access, Listener};
@@ -19,6 +21,20 @@ struct Image(File);
 fn error(error: std::io::Error) -> ExportError {
     eprintln!("serve_file: {error}");
     ExportError::Io
+}
+
+impl Image {
+    fn fill(&self, offset: u64, length: u64) -> std::io::Result<()> {
+        let zeros = [0; 1 << 16];
+        let end = offset + length;
+        let mut at = offset;
+        while at < end {
+            let part = (end - at).min(zeros.len() as u64);
+            self.0.write_all_at(&zeros[..part as usize], at)?;
+            at += part;
+        }
+        Ok(())
+    }
 }
 
 impl Export for Image {
@@ -38,9 +54,13 @@ impl Export for Image {
         self.0.write_all_at(&data, offset).map_err(error)
     }
     async fn write_zeroes(&self, offset: u64, length: u64, how: Zeroing) -> Result<(), ExportError> {
-        use rustix::fs::{FallocateFlags, fallocate};
         let kind = if how.keep_allocated { FallocateFlags::ZERO_RANGE } else { FallocateFlags::PUNCH_HOLE };
-        fallocate(&self.0, kind | FallocateFlags::KEEP_SIZE, offset, length).map_err(|errno| error(errno.into()))
+        match fallocate(&self.0, kind | FallocateFlags::KEEP_SIZE, offset, length) {
+            // Memory file systems cannot zero a range that stays allocated.
+            Err(Errno::OPNOTSUPP) if how.fast_only => Err(ExportError::NotSupported),
+            Err(Errno::OPNOTSUPP) => self.fill(offset, length).map_err(error),
+            done => done.map_err(|errno| error(errno.into())),
+        }
     }
     async fn trim(&self, offset: u64, length: u64) -> Result<(), ExportError> {
         self.write_zeroes(offset, length, Zeroing::default()).await

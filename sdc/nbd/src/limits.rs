@@ -26,12 +26,15 @@ pub const GUARANTEED_REQUEST: u32 = 256 << 10;
 /// ever takes; a client that only closed its sending side gets its answers within it.
 pub const VANISHED_GRACE: Duration = Duration::from_secs(3);
 
+/// A payload may take [`Limits::stall`] for each so many bytes.
+pub const STALL_BYTES: u64 = 1 << 20;
+
 /// What a server allows. The default suits a host with some hundred volumes.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// From accept to the end of the handshake.
     pub handshake: Duration,
-    /// A payload, in either direction, that is not through in this time ends the connection.
+    /// A payload, in either direction, of which less than [`STALL_BYTES`] move in this time ends the connection.
     pub stall: Duration,
     /// Connections at once; one more is closed at accept.
     pub connections: usize,

@@ -200,7 +200,7 @@ async fn slow_readers_that_fill_the_common_budget_leave_room_for_small_requests(
 async fn a_reader_that_stalls_is_dropped() {
     let rig = Rig::new(64 << 20, Limits { stall: Duration::from_millis(300), ..Limits::default() });
     let mut stream = go(&rig, &[]).await;
-    stream.write_all(&request(Command::Read, 1, 0, 32 << 20)).await.unwrap();
+    stream.write_all(&request(Command::Read, 1, 0, 4 << 20)).await.unwrap();
     tokio::time::timeout(LONG, async {
         while !rig.server.connections().is_empty() {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -212,6 +212,27 @@ async fn a_reader_that_stalls_is_dropped() {
     half.write_all(&request(Command::Write, 1, 0, 4096)).await.unwrap();
     half.write_all(&[1; 100]).await.unwrap();
     ended(&mut half).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_is_slow_gets_all_that_it_asked_for() {
+    let stall = Duration::from_millis(500);
+    let rig = Rig::new(64 << 20, Limits { stall, ..Limits::default() });
+    let mut stream = go(&rig, &[]).await;
+    for cookie in 0..16 {
+        stream.write_all(&request(Command::Read, cookie, 0, 1 << 20)).await.unwrap();
+    }
+    // Each reply moves; all of them take several times as long as one may stand still.
+    let began = std::time::Instant::now();
+    let mut sip = vec![0; 64 << 10];
+    let mut left = 16 * (16 + (1 << 20));
+    while left > 0 {
+        let taken = stream.read(&mut sip).await.unwrap();
+        assert!(taken > 0, "hung up with {left} bytes to go");
+        left -= taken;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(began.elapsed() > 3 * stall, "that was not slow");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

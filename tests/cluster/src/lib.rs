@@ -10,6 +10,7 @@
 //! | [`shell`] | running commands, with their words in the error |
 //! | [`system`] | a system under `dev`: started, asked, killed, taken down |
 //! | [`nbd`] | a small NBD client of our own |
+//! | [`fio`] | `fio` and its reports |
 //! | [`tree`] | a tree of real files and its copies |
 //! | [`records`] | records that `fsync` acknowledged |
 //! | [`blocks`] | blocks of a volume that a writer knows to be durable |
@@ -25,6 +26,7 @@
 pub mod blocks;
 pub mod copies;
 pub mod document;
+pub mod fio;
 pub mod gaps;
 pub mod hostile;
 pub mod hosts;

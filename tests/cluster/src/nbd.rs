@@ -118,7 +118,18 @@ impl Client {
         self.size_bytes
     }
 
-    fn request(&mut self, kind: u16, offset: u64, length: usize, data: &[u8]) -> anyhow::Result<()> {
+    /// Asks for bytes and does not wait for them: what a client does that is slow to read. The answers come out of
+    /// [`Self::stream`].
+    pub fn ask(&mut self, offset: u64, length: usize) -> anyhow::Result<()> {
+        self.send(READ, offset, length, &[]).map(drop)
+    }
+
+    /// The socket.
+    pub fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
+    fn send(&mut self, kind: u16, offset: u64, length: usize, data: &[u8]) -> anyhow::Result<u64> {
         let cookie = self.next_cookie;
         self.next_cookie += 1;
         let mut message = REQUEST.to_be_bytes().to_vec();
@@ -129,6 +140,11 @@ impl Client {
         message.extend(u32::try_from(length)?.to_be_bytes());
         message.extend(data);
         self.stream.write_all(&message)?;
+        Ok(cookie)
+    }
+
+    fn request(&mut self, kind: u16, offset: u64, length: usize, data: &[u8]) -> anyhow::Result<()> {
+        let cookie = self.send(kind, offset, length, data)?;
         if kind == DISCONNECT {
             return Ok(());
         }

@@ -1,4 +1,5 @@
-//! Hostile input to the decoders of the store: whatever lies on a device, nothing panics and nothing is taken for granted.
+//! Hostile input to the decoders of the store, of the data protocol and of NBD: whatever lies on a device or comes over a
+//! socket, nothing panics and nothing is taken for granted.
 //!
 //! Each target begins with samples that are right, breaks them in small ways, and where a checksum guards the rest, makes the
 //! checksum right again, so that what is behind it is reached. What is decoded is encoded again and must come out the same.
@@ -7,6 +8,7 @@
 
 mod device;
 mod mutate;
+mod network;
 mod targets;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,7 +22,7 @@ use clap::Parser;
 use mutate::Random;
 use targets::{TARGETS, Target};
 
-/// Hostile input to the decoders of the store.
+/// Hostile input to every decoder.
 #[derive(Parser)]
 #[command(name = "fuzz", version)]
 struct Arguments {

@@ -15,6 +15,7 @@ use sds_store::superblock::{CheckpointRoot, Copy, SuperBlock};
 
 use crate::device;
 use crate::mutate::Random;
+use crate::network;
 
 /// One decoder.
 pub struct Target {
@@ -45,6 +46,13 @@ pub const TARGETS: &[Target] = &[
         check: check_page,
     },
     Target { name: "device", samples: device::images, mend: device::mend, check: device::check },
+    Target {
+        name: "data-protocol",
+        samples: network::frames,
+        mend: |bytes, random| network::mend_frame(bytes, random),
+        check: network::check_frame,
+    },
+    Target { name: "nbd", samples: network::sessions, mend: |_, _| {}, check: network::check_session },
 ];
 
 const RING: u64 = 64 * 4096;
@@ -81,7 +89,8 @@ fn check_super_block(page: &[u8]) {
     }
 }
 
-fn all_entries() -> Vec<Entry> {
+/// One entry of each kind.
+pub fn all_entries() -> Vec<Entry> {
     let layer = LayerKey { chunk: ChunkId { vtree: VtreeId(7), index: 9 }, snap_seq: SnapSeq(2) };
     let blocks = BlockRange::new(16, 16).expect("within a chunk");
     let data = Bytes::from(vec![5; 16 * BLOCK_BYTES]);

@@ -11,7 +11,7 @@ use crate::initrd;
 use crate::machine::{Done, Machine};
 
 /// Ordinary commands in the guest.
-pub const PATIENCE: Duration = Duration::from_secs(40);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 /// The data client's configuration in the guest.
 const CONFIGURATION: &str = r#"name = "guest"
 data_directory = "/var/lib/ashlar/sdc"
@@ -75,7 +75,9 @@ impl<'a> World<'a> {
         self.restarts += 1;
         let log = format!("/run/sdc-{}.log", self.restarts);
         // A session of its own: a shell that ends takes nothing with it.
-        self.run(&format!("setsid sdc run >{log} 2>&1 & echo $! >/run/sdc.pid"))?;
+        self.run(&format!(
+            "ASHLAR_LOG=info,sdc_client=debug,sdc_nbd=debug setsid sdc run >{log} 2>&1 & echo $! >/run/sdc.pid"
+        ))?;
         self.wait("the data client answers", PATIENCE, "drv_cfg --query_guid").map(drop)
     }
 
@@ -90,6 +92,13 @@ impl<'a> World<'a> {
         self.system.scli(&["volume", "add", "--name", name, "--size", size])?;
         self.system.scli(&["volume", "map", name, "--sdc", "guest"])?;
         self.wait(&format!("{name} is attached"), PATIENCE, &format!("[ -b /dev/ashlar/{name} ]"))
+    }
+
+    /// Takes a volume from the guest and removes it; its device is gone when this returns.
+    pub fn remove_volume(&mut self, name: &str) -> anyhow::Result<()> {
+        self.system.scli(&["volume", "unmap", name, "--sdc", "guest"])?;
+        self.wait(&format!("{name} is detached"), PATIENCE, &format!("! [ -e /dev/ashlar/{name} ]"))?;
+        self.system.scli(&["volume", "remove", name]).map(drop)
     }
 
     /// Something that goes on in the guest until a file appears; its words are in `/run/NAME.out`, its status in

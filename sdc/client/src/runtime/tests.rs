@@ -1,5 +1,6 @@
 //! Promises of the client over real sockets.
 
+mod allocations;
 mod server;
 
 use std::net::SocketAddr;
@@ -377,4 +378,49 @@ async fn garbage_from_a_server_ends_that_connection_only() {
     let data = tokio::time::timeout(patience, read(&volume, 0, 4096)).await.unwrap();
     assert_eq!(data, pattern(1, 4096));
     speaker.abort();
+}
+
+/// What a request of 4 KiB allocates, its memory for what is read included: a change that allocates more is noticed.
+const WRITE_ALLOCATIONS: f64 = 5.1;
+/// As `WRITE_ALLOCATIONS`.
+const READ_ALLOCATIONS: f64 = 10.1;
+/// Requests of a look at allocations.
+const LOOK: u64 = 2000;
+
+#[tokio::test]
+async fn the_steady_state_allocates_no_more_than_is_known() {
+    let disk = Arc::new(Mutex::new(Disk { content: vec![0; SIZE as usize], ..Default::default() }));
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let serving = Arc::clone(&disk);
+    // On a thread of its own: what the server allocates is not counted.
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let server = Server::start(serving, None).await;
+            tell.send(server.address).unwrap();
+            std::future::pending::<()>().await
+        });
+    });
+    let cluster = Arc::new(TestCluster { map: watch::Sender::new(Arc::default()) });
+    cluster.change(first_map(told.await.unwrap()));
+    let client = Client::start(cluster.clone(), SYSTEM, SDC);
+    let volume = client.open(VOLUME, Policy::default()).await.unwrap();
+    let data = pattern(1, 4096);
+    let each = |before: u64| (allocations::so_far() - before) as f64 / LOOK as f64;
+    let (mut writes, mut reads) = (0.0, 0.0);
+    // The first look warms up.
+    for _ in 0..2 {
+        let before = allocations::so_far();
+        for index in 0..LOOK {
+            volume.write(index % 2000 * 4096, data.clone()).await.unwrap();
+        }
+        writes = each(before);
+        let before = allocations::so_far();
+        for index in 0..LOOK {
+            assert_eq!(volume.read(index % 2000 * 4096, 4096).await.unwrap().len(), 1);
+        }
+        reads = each(before);
+    }
+    println!("allocations: {writes:.2} for each write, {reads:.2} for each read");
+    assert!(writes <= WRITE_ALLOCATIONS && reads <= READ_ALLOCATIONS, "{writes} for each write, {reads} for each read");
 }

@@ -22,7 +22,9 @@ use super::check::{Context, check, payload_bytes};
 use super::reply::Reply;
 use super::{ConnectionError, Phase};
 use crate::export::{Export, ExportError, Extent, Piece, Zeroing};
-use crate::limits::{GUARANTEED_REQUEST, Limits, MAX_DISCARDED_PAYLOAD, MAX_EXTENTS, REQUEST_OVERHEAD, VANISHED_GRACE};
+use crate::limits::{
+    GUARANTEED_REQUEST, Limits, MAX_DISCARDED_PAYLOAD, MAX_EXTENTS, REQUEST_OVERHEAD, STALL_BYTES, VANISHED_GRACE,
+};
 use crate::negotiate::Agreed;
 use crate::source::Source;
 use crate::wire::option::BASE_ALLOCATION_ID;
@@ -184,7 +186,7 @@ impl<E: Export, W: AsyncWrite + Unpin + Send + 'static> Connection<E, W> {
             return Err(ConnectionError::Garbage(format!("a payload of {payload} bytes")));
         }
         tracing::debug!(?request, error, "refused");
-        self.in_time(source.discard(payload)).await?;
+        self.in_time(payload, source.discard(payload)).await?;
         let mut reply = Reply::default();
         reply.head(|out| error_reply(out, self.headers, request, error));
         self.send(&reply).await
@@ -196,13 +198,16 @@ impl<E: Export, W: AsyncWrite + Unpin + Send + 'static> Connection<E, W> {
         length: usize,
     ) -> Result<Bytes, ConnectionError> {
         let mut buffer = AlignedBuf::zeroed(length);
-        self.in_time(source.read_exact(&mut buffer)).await?;
+        self.in_time(length as u64, source.read_exact(&mut buffer)).await?;
         Ok(buffer.freeze())
     }
 
-    async fn in_time<T>(&self, io: impl Future<Output = io::Result<T>>) -> Result<T, ConnectionError> {
-        let done = tokio::time::timeout(self.stall, io).await;
-        Ok(done.map_err(|_| ConnectionError::Stalled(self.stall))??)
+    /// Bounds the time in which so many bytes move: what is slow may be slow, what stands still ends.
+    async fn in_time<T>(&self, bytes: u64, io: impl Future<Output = io::Result<T>>) -> Result<T, ConnectionError> {
+        let spans = u32::try_from(bytes.div_ceil(STALL_BYTES).max(1)).unwrap_or(u32::MAX);
+        let limit = self.stall.saturating_mul(spans);
+        let done = tokio::time::timeout(limit, io).await;
+        Ok(done.map_err(|_| ConnectionError::Stalled(limit))??)
     }
 
     async fn admit(&self, carried: u32) -> Admission {
@@ -296,8 +301,9 @@ impl<E: Export, W: AsyncWrite + Unpin + Send + 'static> Connection<E, W> {
     }
 
     async fn send(&self, reply: &Reply) -> Result<(), ConnectionError> {
-        let write = async { reply.write_to(&mut *self.writer.lock().await).await };
-        self.in_time(write).await
+        // The wait for earlier replies is not counted: each of them is bounded itself.
+        let mut writer = self.writer.lock().await;
+        self.in_time(reply.length(), reply.write_to(&mut *writer)).await
     }
 }
 

@@ -107,6 +107,11 @@ impl Reply {
         }
     }
 
+    /// Bytes in all.
+    pub(super) fn length(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.length() as u64).sum()
+    }
+
     /// Sends everything.
     pub(super) async fn write_to<W: AsyncWrite + Unpin>(&self, writer: &mut W) -> io::Result<()> {
         let (mut index, mut skip) = (0, 0);

@@ -1,13 +1,13 @@
 //! The long runs. Each writes what it measured into `docs/evidence/`: commit, command, machine, figures.
 //!
-//! `cargo run --release -p cluster --bin evidence -- a2|a3|a4|a5|a7`
+//! `cargo run --release -p cluster --bin evidence -- a2|a3|a4|a5|a7|many|n3|n4|n5`
 
 use std::fmt::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use cluster::runs::{blackout, interop, kills, memory, pause, show};
+use cluster::runs::{blackout, crowd, interop, kills, many, memory, pause, restarts, shares, show};
 use cluster::{programs, shell};
 
 /// Most that a daemon may grow between the looks, in percent.
@@ -18,12 +18,18 @@ const SDS_BYTES_MAX: u64 = 400 << 20;
 const MDM_GAP_MAX: Duration = Duration::from_millis(50);
 /// Largest median of the pauses after a killed server.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// How much longer than its daemon's absence a request may take.
+const RESENT_WITHIN: Duration = Duration::from_secs(12);
+/// How far from the mean a volume's share may be, and how far from its limit what it gets.
+const SHARE_OFF_MAX: f64 = 0.20;
+/// As `SHARE_OFF_MAX`, for limits.
+const LIMIT_OFF_MAX: f64 = 0.05;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let result = match arguments.as_slice() {
         [name] => evidence(name),
-        _ => Err(anyhow::anyhow!("name one run: a2, a3, a4, a5 or a7")),
+        _ => Err(anyhow::anyhow!("name one run: a2, a3, a4, a5, a7, many, n3, n4 or n5")),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -54,7 +60,23 @@ fn evidence(name: &str) -> anyhow::Result<()> {
             verdict = fine;
             ("Memory under 30 minutes of random writes", text)
         }
-        other => bail!("there is no run '{other}': choose a2, a3, a4, a5 or a7"),
+        "many" => ("A thousand volumes on one host", many_volumes()?),
+        "n3" => {
+            let (text, fine) = n3()?;
+            verdict = fine;
+            ("The data client ends and starts under a device of the fallback", text)
+        }
+        "n4" => {
+            let (text, fine) = n4()?;
+            verdict = fine;
+            ("A crowd on one volume", text)
+        }
+        "n5" => {
+            let (text, fine) = n5()?;
+            verdict = fine;
+            ("A hundred volumes written at once", text)
+        }
+        other => bail!("there is no run '{other}': choose a2, a3, a4, a5, a7, many, n3, n4 or n5"),
     };
     let folder = programs::root().join("docs").join("evidence");
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -173,6 +195,100 @@ fn a7() -> anyhow::Result<(String, anyhow::Result<()>)> {
         }
         if usage.name.starts_with("sds") && usage.late_bytes > SDS_BYTES_MAX {
             verdict = Err(anyhow::anyhow!("{} needs more than 400 MiB", usage.name));
+        }
+    }
+    Ok((text, verdict))
+}
+
+fn many_volumes() -> anyhow::Result<String> {
+    let outcome = many::run(&many::FULL)?;
+    Ok(format!(
+        "{} volumes mapped to one data client at once, each served, written and read. Made and mapped one by one in {}; all \
+         were served {} after the last command. A block of each was written and read in {}. After a SIGKILL of the data client \
+         all were served again, with what was written, {} after its start. Its resident memory: {} MiB before, {} MiB after.\n",
+        many::FULL.volumes,
+        show(outcome.making),
+        show(outcome.serving),
+        show(outcome.touching),
+        show(outcome.returning),
+        outcome.resident_bytes.0 >> 20,
+        outcome.resident_bytes.1 >> 20
+    ))
+}
+
+fn n3() -> anyhow::Result<(String, anyhow::Result<()>)> {
+    let outcome = restarts::run(&restarts::FULL)?;
+    let text = format!(
+        "Device: {}. {} orderly restarts and {} SIGKILLs of the data client while `fio` wrote the device at random at depth 16 \
+         and verified it (`verify=crc32c`): {} requests in {} rounds, 0 errors. The daemon was away for at most {}; the longest \
+         request took {}.\n",
+        outcome.mechanism,
+        restarts::FULL.restarts,
+        restarts::FULL.kills,
+        outcome.requests,
+        outcome.rounds,
+        show(outcome.longest_down),
+        show(outcome.longest_request)
+    );
+    let verdict = if outcome.longest_request > outcome.longest_down + RESENT_WITHIN {
+        Err(anyhow::anyhow!("a request took longer than the daemon was away and {} more", show(RESENT_WITHIN)))
+    } else {
+        Ok(())
+    };
+    Ok((text, verdict))
+}
+
+fn n4() -> anyhow::Result<(String, anyhow::Result<()>)> {
+    let outcome = crowd::run(&crowd::FULL)?;
+    let mut text = format!(
+        "{} idle connections and {} slow readers on one volume; the 99th percentile of 4 KiB requests, depth 1, on another \
+         (median of three looks of {} each). The slow readers took {} MiB meanwhile.\n\n\
+         | | p99 of writes | p99 of reads | memory of the data client |\n|---|---|---|---|\n",
+        crowd::FULL.idle,
+        crowd::FULL.slow,
+        crowd::FULL.requests,
+        outcome.sipped_bytes >> 20
+    );
+    let looks = [
+        ("nobody else", outcome.alone),
+        ("beside the idle", outcome.beside_idle),
+        ("beside the slow too", outcome.beside_slow),
+    ];
+    let mut verdict = Ok(());
+    for (when, look) in looks {
+        let (write, read) = (crowd::show_fine(look.write), crowd::show_fine(look.read));
+        writeln!(text, "| {when} | {write} | {read} | {} MiB |", look.resident_bytes >> 20)?;
+        if look.write >= outcome.alone.write * 2 || look.read >= outcome.alone.read * 2 {
+            verdict = Err(anyhow::anyhow!("{when}: p99 is twice its normal value"));
+        }
+    }
+    Ok((text, verdict))
+}
+
+fn n5() -> anyhow::Result<(String, anyhow::Result<()>)> {
+    let outcome = shares::run(&shares::FULL)?;
+    let (least, mean, most) = shares::spread(&outcome.free);
+    let mut text = format!(
+        "{} volumes, on each a `fio` job of random 16 KiB writes at depth 4, all at once. Without limits, over {}: {least:.1} to \
+         {most:.1} writes per second, mean {mean:.1}: {:+.1} % to {:+.1} %.\n\nWith limits, over {}, as parts of the limit:\n\n\
+         | limit | least | mean | most |\n|---|---|---|---|\n",
+        shares::FULL.volumes,
+        show(shares::FULL.free),
+        (least / mean - 1.0) * 100.0,
+        (most / mean - 1.0) * 100.0,
+        show(shares::FULL.limited)
+    );
+    let off = |value: f64, whole: f64, part: f64| (value / whole - 1.0).abs() > part;
+    let mut verdict = Ok(());
+    if off(least, mean, SHARE_OFF_MAX) || off(most, mean, SHARE_OFF_MAX) {
+        verdict = Err(anyhow::anyhow!("a volume's share is more than a fifth off the mean"));
+    }
+    let limited = [("4 requests per second", &outcome.by_requests), ("64 KiB per second", &outcome.by_bytes)];
+    for (what, parts) in limited {
+        let (least, mean, most) = shares::spread(parts);
+        writeln!(text, "| {what} | {least:.3} | {mean:.3} | {most:.3} |")?;
+        if off(least, 1.0, LIMIT_OFF_MAX) || off(most, 1.0, LIMIT_OFF_MAX) {
+            verdict = Err(anyhow::anyhow!("{what} was not held within a twentieth"));
         }
     }
     Ok((text, verdict))

@@ -1,10 +1,14 @@
 //! The runs: each in a short form for every change, and in full for evidence.
 
 pub mod blackout;
+pub mod crowd;
 pub mod interop;
 pub mod kills;
+pub mod many;
 pub mod memory;
 pub mod pause;
+pub mod restarts;
+pub mod shares;
 
 use std::time::Duration;
 

@@ -1,0 +1,73 @@
+//! `fio` over NBD or on a device, and what it reports.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+
+use crate::shell;
+
+/// What came of one job, over its run without the ramp.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Its name.
+    pub name: String,
+    /// Reads and writes.
+    pub requests: u64,
+    /// Bytes per second, both ways.
+    pub bytes_per_s: f64,
+    /// The longest request.
+    pub longest: Duration,
+}
+
+/// Runs a job file, written as text, in a folder of its own; it must succeed within `limit`.
+pub fn run(folder: &Path, jobs: &str, limit: Duration) -> anyhow::Result<Vec<Job>> {
+    let file = folder.join("jobs.fio");
+    std::fs::write(&file, jobs).context("cannot write the jobs")?;
+    let mut command = shell::limited(limit, "fio", &["--output-format=json"]);
+    command.arg(&file).current_dir(folder).stdin(Stdio::null());
+    parse(&mut command)
+}
+
+fn parse(command: &mut Command) -> anyhow::Result<Vec<Job>> {
+    let text = shell::run(command)?;
+    // fio writes notes before its report.
+    let json = text.get(text.find("\n{").map_or(0, |at| at + 1)..).unwrap_or_default();
+    let report: Value = serde_json::from_str(json).with_context(|| format!("fio's report is no JSON: {text}"))?;
+    let jobs = report["jobs"].as_array().context("fio reports no jobs")?;
+    jobs.iter().map(job).collect()
+}
+
+fn job(report: &Value) -> anyhow::Result<Job> {
+    let name = report["jobname"].as_str().context("a job without a name")?.to_owned();
+    if report["error"] != 0 {
+        bail!("fio job {name}: error {}", report["error"]);
+    }
+    let both = |what: &str| ["read", "write"].iter().filter_map(|way| report[*way][what].as_f64()).sum::<f64>();
+    let longest = ["read", "write"].iter().filter_map(|way| report[*way]["clat_ns"]["max"].as_u64()).max();
+    Ok(Job {
+        name,
+        requests: both("total_ios") as u64,
+        bytes_per_s: both("bw_bytes"),
+        longest: Duration::from_nanos(longest.unwrap_or_default()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_read_and_an_error_in_it_is_one() {
+        let text = r#"{"jobname": "v1", "error": 0, "read": {"total_ios": 2, "bw_bytes": 4096, "clat_ns": {"max": 7}},
+            "write": {"total_ios": 3, "bw_bytes": 8192, "clat_ns": {"max": 9}}}"#;
+        let mut report: Value = serde_json::from_str(text).unwrap();
+        let found = job(&report).unwrap();
+        assert_eq!((found.name.as_str(), found.requests, found.longest.as_nanos()), ("v1", 5, 9));
+        assert_eq!(found.bytes_per_s.to_bits(), 12_288.0_f64.to_bits());
+        report["error"] = 5.into();
+        assert!(job(&report).is_err());
+    }
+}
