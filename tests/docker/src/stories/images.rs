@@ -11,6 +11,18 @@ use crate::site::Site;
 /// Where the repository is.
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
+/// What a data client needs to make block devices of the host.
+const CLIENT: [&str; 8] = [
+    "--cap-add",
+    "SYS_ADMIN",
+    "--security-opt",
+    "seccomp=unconfined",
+    "--device-cgroup-rule",
+    "a *:* rwm",
+    "-v",
+    "/dev:/dev",
+];
+/// Of its administrator.
 const PASSWORD: &str = "a password of the tests";
 
 /// A daemon that is brought up in a container.
@@ -120,7 +132,7 @@ fn system(host: &Host) -> anyhow::Result<()> {
     }
     let sockets = "control_socket = \"/run/ashlar/sdc.sock\"\nnbd_socket = \"/run/ashlar/nbd.sock\"";
     let config = format!("name = \"contained\"\n{state}\n{sockets}\nattach = \"all\"\n");
-    let sdc = Daemon { name: "sdc", program: "sdc", config, options: &["--privileged", "-v", "/dev:/dev"] };
+    let sdc = Daemon { name: "sdc", program: "sdc", config, options: &CLIENT };
     sdc.once(host, &token, &["join"])?;
     sdc.start(host)?;
     scli(host, &["volume", "add", "--name", "boxed", "--storage-pool", "pool1", "--size", "64MiB"])?;
