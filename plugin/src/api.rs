@@ -49,6 +49,9 @@ impl Api {
 
     /// Answers one request.
     pub async fn answer(&self, endpoint: Endpoint, named: Named) -> Reply {
+        // Escaped and cut: whatever a stranger sends stays one line.
+        let shown = |text: &str| text.chars().take(64).collect::<String>();
+        tracing::debug!(?endpoint, name = ?shown(&named.name), id = ?shown(&named.id), "asked");
         let named_right = names::check(&named.name);
         if endpoint.is_named()
             && let Err(error) = named_right

@@ -4,15 +4,18 @@
 //! nobody answers.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
 use mdm_api::client::{ClientError, Connector, MdmClient, Members, pki};
 use mdm_api::command::{AdminCommand, CommandAnswer, Query, QueryAnswer, SystemView};
 use mdm_api::control::{PeerRole, Request, Response};
+use mdm_api::epoch::Revision;
 use mdm_api::error::ErrorCode;
 use tokio::sync::Mutex;
+
+use crate::core::seen::Seen;
 
 /// How long one attempt to log in may take.
 const LOGIN_PATIENCE: Duration = Duration::from_secs(10);
@@ -24,7 +27,7 @@ pub struct System {
     user: String,
     password_file: PathBuf,
     session: Mutex<Option<MdmClient>>,
-    seen: StdMutex<Option<Arc<SystemView>>>,
+    seen: StdMutex<Seen>,
 }
 
 impl System {
@@ -32,7 +35,7 @@ impl System {
     pub fn new(ca_pem: &str, mdm: Vec<String>, user: String, password_file: PathBuf) -> anyhow::Result<Self> {
         let tls = pki::client_config(ca_pem, None).context("the file of `ca` is no certificate")?;
         let connector = Connector::new(tls, PeerRole::Tool, None);
-        let (session, seen) = (Mutex::new(None), StdMutex::new(None));
+        let (session, seen) = (Mutex::new(None), StdMutex::new(Seen::default()));
         Ok(Self { connector, members: Members::new(mdm), user, password_file, session, seen })
     }
 
@@ -85,23 +88,37 @@ impl System {
         }
     }
 
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Everything there is to see, fresh.
     pub async fn view(&self, patience: Duration) -> Result<Arc<SystemView>, ClientError> {
-        match tokio::time::timeout(patience, self.ask(Request::Query(Query::System), patience)).await {
+        match tokio::time::timeout(patience, self.look(patience)).await {
             Err(_) => Err(ClientError::Unavailable("no answer in time".to_owned())),
-            Ok(Ok(Response::Query(QueryAnswer::System(view)))) => {
-                let view = Arc::new(*view);
-                *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(view.clone());
-                Ok(view)
-            }
-            Ok(Ok(other)) => Err(ClientError::Unavailable(format!("unexpected answer: {other:?}"))),
-            Ok(Err(error)) => Err(error),
+            Ok(result) => result,
         }
+    }
+
+    async fn look(&self, patience: Duration) -> Result<Arc<SystemView>, ClientError> {
+        let known = self.seen().revision();
+        // All of it, where what is told does not fit to what was seen.
+        for from in [known, Revision(0)] {
+            match self.ask(Request::Query(Query::SystemSince(from)), patience).await? {
+                Response::Query(QueryAnswer::SystemSince { view, from, removed }) => {
+                    if let Some(view) = self.seen().merge(*view, from, &removed) {
+                        return Ok(view);
+                    }
+                }
+                other => return Err(ClientError::Unavailable(format!("unexpected answer: {other:?}"))),
+            }
+        }
+        Err(ClientError::Unavailable("the system was told in part".to_owned()))
     }
 
     /// What was seen last.
     pub fn last_view(&self) -> Option<Arc<SystemView>> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.seen().last()
     }
 
     /// Makes a change. Asked of several managers if need be, it takes effect once.

@@ -259,6 +259,9 @@ pub enum Query {
     Cluster,
     /// Accounts.
     Users,
+    /// Like [`Query::System`], but of volumes only what has changed after a revision that the asker has seen; all of them
+    /// where the revision is 0, or what went since is not known any more.
+    SystemSince(Revision),
 }
 
 /// An answer to a question.
@@ -268,6 +271,12 @@ pub enum QueryAnswer {
     System(Box<SystemView>),
     Cluster(ClusterView),
     Users(Vec<User>),
+    /// `view.volumes` are those that changed after `from`, `removed` those that went; `from` is 0 where they are all.
+    SystemSince {
+        view: Box<SystemView>,
+        from: Revision,
+        removed: Vec<VolumeId>,
+    },
 }
 
 /// Everything there is to see, at one revision.

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mdm_api::command::{ClusterView, DeviceView, MdmView, SdcView, StoragePoolView, SystemView};
-use mdm_api::ids::{DeviceId, MdmId, SdcId, SdsId, StoragePoolId};
-use mdm_api::model::{DeviceState, StoragePool, User};
+use mdm_api::epoch::Revision;
+use mdm_api::ids::{DeviceId, MdmId, SdcId, SdsId, StoragePoolId, VolumeId};
+use mdm_api::map::MapKey;
+use mdm_api::model::{DeviceState, StoragePool, User, Volume};
 
 use crate::observed::Observed;
 use crate::state::{PgRecord, State};
@@ -57,8 +59,28 @@ pub struct Clients {
     pub seen_ms: u64,
 }
 
-/// Everything.
-pub fn system_view(state: &State, observed: &Observed, cluster: ClusterView, clients: &Clients) -> Option<SystemView> {
+/// Volumes that changed after a revision, and those that went; `None` where all have to be told.
+pub fn volumes_since(state: &State, from: Revision) -> Option<(Vec<Volume>, Vec<VolumeId>)> {
+    if from == Revision(0) || from > state.revision() || !state.changes.reaches_back_to(from) {
+        return None;
+    }
+    let volume = |key| match key {
+        MapKey::Volume(id) => Some(id),
+        _ => None,
+    };
+    let changed = state.changes.changed_since(from).filter_map(volume);
+    let changed = changed.filter_map(|id| state.volumes().get(&id).cloned()).collect();
+    Some((changed, state.changes.removed_since(from).filter_map(volume).collect()))
+}
+
+/// Everything, with the volumes that are to be told.
+pub fn system_view(
+    state: &State,
+    observed: &Observed,
+    cluster: ClusterView,
+    clients: &Clients,
+    volumes: Vec<Volume>,
+) -> Option<SystemView> {
     let used = used_bytes(state, observed);
     let sdc = |sdc: &mdm_api::model::Sdc| {
         let silent_ms = clients.silent_ms.get(&sdc.id).copied().unwrap_or(0);
@@ -78,7 +100,7 @@ pub fn system_view(state: &State, observed: &Observed, cluster: ClusterView, cli
         sds: state.sds().values().cloned().collect(),
         devices: state.devices().values().map(device).collect(),
         sdcs: state.sdcs().values().map(sdc).collect(),
-        volumes: state.volumes().values().cloned().collect(),
+        volumes,
         mappings: state.mappings().values().cloned().collect(),
         cluster,
     })
@@ -140,4 +162,34 @@ fn rebuild(state: &State, observed: &Observed, pool: StoragePoolId) -> (u64, u64
         }
     }
     (left, servers.iter().map(|sds| observed.chunks_per_1000_s(*sds)).sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use mdm_api::command::{AdminCommand, ObjectRef};
+
+    use super::*;
+    use crate::testing::{GIB, World};
+
+    #[test]
+    fn who_has_seen_a_revision_is_told_what_changed_after_it() {
+        let mut world = World::new(2, 1, 2, 4);
+        let first = world.add_volume("first", GIB);
+        let seen = world.state.revision();
+        assert_eq!(volumes_since(&world.state, seen), Some((vec![], vec![])));
+        let second = world.add_volume("second", GIB);
+        let (changed, removed) = volumes_since(&world.state, seen).expect("known");
+        assert_eq!((changed.iter().map(|volume| volume.id).collect(), removed), (vec![second], vec![]));
+        let (key, value) = ("a".to_owned(), "b".to_owned());
+        let label = AdminCommand::LabelVolume { volume: ObjectRef(first.to_string()), key, value };
+        world.admin(label).expect("labelled");
+        let (changed, _) = volumes_since(&world.state, seen).expect("known");
+        assert_eq!(changed.len(), 2, "a label is a change");
+        assert_eq!(volumes_since(&world.state, Revision(0)), None, "who has seen nothing is told all");
+        assert_eq!(
+            volumes_since(&world.state, world.state.revision().next()),
+            None,
+            "as who has seen more than there is"
+        );
+    }
 }

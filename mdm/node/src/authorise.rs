@@ -14,7 +14,7 @@ use crate::session::record;
 /// The account role that a query needs.
 pub(crate) fn role_for_query(query: &Query) -> UserRole {
     match query {
-        Query::System | Query::Cluster => UserRole::Monitor,
+        Query::System | Query::SystemSince(_) | Query::Cluster => UserRole::Monitor,
         Query::Users => UserRole::Administrator,
     }
 }

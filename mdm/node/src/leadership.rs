@@ -5,10 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mdm_api::command::{ClusterView, SystemView};
-use mdm_api::epoch::Nanos;
+use mdm_api::command::{ClusterView, QueryAnswer, SystemView};
+use mdm_api::epoch::{Nanos, Revision};
 use mdm_api::error::{CommandError, ErrorCode};
 use mdm_api::ids::{MdmId, SdcId};
+use mdm_api::model::Volume;
 use mdm_core::reconcile::Reconcilers;
 use mdm_core::{Command, view};
 use mdm_raft::Event as RaftEvent;
@@ -137,13 +138,31 @@ impl Node {
 
     /// Everything, as this leader sees it.
     pub(crate) fn system_view(&self, now: Nanos) -> Result<SystemView, CommandError> {
+        self.view_with(now, self.state.volumes().values().cloned().collect())
+    }
+
+    /// The same for one that has seen the volumes as of a revision.
+    pub(crate) fn system_since(&self, now: Nanos, from: Revision) -> Result<QueryAnswer, CommandError> {
+        match view::volumes_since(&self.state, from) {
+            Some((changed, removed)) => {
+                let view = Box::new(self.view_with(now, changed)?);
+                Ok(QueryAnswer::SystemSince { view, from, removed })
+            }
+            None => {
+                let view = Box::new(self.system_view(now)?);
+                Ok(QueryAnswer::SystemSince { view, from: Revision(0), removed: Vec::new() })
+            }
+        }
+    }
+
+    fn view_with(&self, now: Nanos, volumes: Vec<Volume>) -> Result<SystemView, CommandError> {
         // A follower whose host is gone stays one until its connection breaks, so it is not heard for being one.
         let leads_ms = now.ms_since(self.observed.leader_since());
         let silent = |sdc: &SdcId| self.clients_seen.get(sdc).map_or(leads_ms, |at| now.ms_since(*at).min(leads_ms));
         let sdcs: BTreeMap<SdcId, u64> = self.state.sdcs().keys().map(|sdc| (*sdc, silent(sdc))).collect();
         let follows: BTreeSet<SdcId> = self.connections.following_clients().collect();
         let clients = view::Clients { silent_ms: sdcs, follows, seen_ms: CLIENT_SEEN_MS };
-        view::system_view(&self.state, &self.observed, self.cluster_view(now), &clients)
+        view::system_view(&self.state, &self.observed, self.cluster_view(now), &clients, volumes)
             .ok_or_else(|| CommandError::new(ErrorCode::Unavailable, "There is no system yet", "try again in a moment"))
     }
 }

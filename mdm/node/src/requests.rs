@@ -249,6 +249,7 @@ impl Node {
             Some(Read::Query(key, query)) => {
                 let answer = match query {
                     Query::System => self.system_view(moment.now).map(|view| QueryAnswer::System(Box::new(view))),
+                    Query::SystemSince(from) => self.system_since(moment.now, from),
                     Query::Cluster => Ok(QueryAnswer::Cluster(self.cluster_view(moment.now))),
                     Query::Users => {
                         Ok(QueryAnswer::Users(self.state.users().map(|record| record.user.clone()).collect()))

@@ -10,4 +10,5 @@ pub mod names;
 pub mod options;
 pub mod placement;
 pub mod record;
+pub mod seen;
 pub mod show;

@@ -2,7 +2,6 @@
 //! plugin and a real dockerd run as they would on a machine of their own.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,6 +11,7 @@ use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::caller::Caller;
 use crate::shell::{self, wait_until};
 
 /// What runs on a host.
@@ -282,30 +282,20 @@ impl Host {
         self.docker(&arguments)
     }
 
-    /// Sends bytes to the plugin's socket and gives what comes back.
-    pub fn raw(&self, bytes: &[u8]) -> anyhow::Result<String> {
-        let mut stream = UnixStream::connect(self.plugin_socket()?).context("the plugin does not listen")?;
-        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-        stream.write_all(bytes).context("the plugin does not read")?;
-        let mut answer = Vec::new();
-        stream.take(256 << 20).read_to_end(&mut answer).context("the plugin does not answer")?;
-        Ok(String::from_utf8_lossy(&answer).into_owned())
-    }
-
     /// The plugin's socket, as it is seen from outside.
     pub fn plugin_socket(&self) -> anyhow::Result<PathBuf> {
         // The folder is the host's own: its path leads through one of its processes.
         Ok(PathBuf::from(format!("/proc/{}/root/run/docker/plugins/ashlar.sock", self.keeper.id())))
     }
 
+    /// Who asks the plugin of this host as Docker does.
+    pub fn caller(&self) -> anyhow::Result<Caller> {
+        Ok(Caller::new(self.plugin_socket()?))
+    }
+
     /// A request to the plugin as Docker makes it: status of HTTP and object; an error if it hangs up.
     pub fn request(&self, path: &str, body: &str) -> anyhow::Result<(u16, Value)> {
-        let head = format!("POST {path} HTTP/1.1\r\nHost: \r\nUser-Agent: Go-http-client/1.1\r\n");
-        let accept = "Accept: application/vnd.docker.plugins.v1.2+json\r\n";
-        let answer = self.raw(format!("{head}{accept}Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes())?;
-        let (head, object) = answer.split_once("\r\n\r\n").context("closed without an answer")?;
-        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).context("no status")?;
-        Ok((status, serde_json::from_str(object).with_context(|| format!("no JSON: {object}"))?))
+        self.caller()?.request(path, body)
     }
 
     /// What a volume looks like to Docker.

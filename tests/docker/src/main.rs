@@ -3,6 +3,8 @@
 //! | module | owns |
 //! |---|---|
 //! | [`shell`] | running commands, with their words in the error |
+//! | [`caller`] | asking a plugin as Docker does |
+//! | [`calls`] | what an engine asked of a plugin |
 //! | [`host`] | a host with a data client, the plugin and a dockerd of its own |
 //! | [`site`] | a system and several hosts |
 //! | [`stories`] | what is tried, and what must come of it |
@@ -10,6 +12,8 @@
 //! Always true: only processes of the site are signalled; whatever was made is gone at the end, however it ends; a story that
 //! fails shows the last words of every daemon, and the others are still told.
 
+mod caller;
+mod calls;
 mod host;
 mod shell;
 mod site;

@@ -1,6 +1,7 @@
 //! The plugin as a managed one: built, created, set, enabled; its data is the same data; it is upgraded and killed under a
 //! running container.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -13,25 +14,36 @@ use crate::stories::walk::first;
 /// Where the repository is.
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
-/// Builds a plugin, sets it to this host's things and enables it.
-fn install(site: &Site, host: &Host, name: &str) -> anyhow::Result<()> {
+/// Builds a plugin's folder.
+pub fn build(site: &Site, host: &Host, name: &str) -> anyhow::Result<PathBuf> {
     let folder = host.home().join(name);
     let mut build = std::process::Command::new(format!("{ROOT}/plugin/managed/build"));
     build.arg("--program").arg(site.program("ashlar-docker")).arg("--folder").arg(&folder);
     shell::run(&mut build)?;
-    host.docker(&["plugin", "create", name, &folder.display().to_string()])?;
+    Ok(folder)
+}
+
+/// What an instance is to be told of this host.
+pub fn settings(site: &Site, host: &Host, name: &str) -> anyhow::Result<Vec<String>> {
     let (etc, state) = (host.home().join("managed-etc"), host.home().join(format!("{name}-state")));
     std::fs::create_dir_all(&etc)?;
     std::fs::create_dir_all(&state)?;
     std::fs::copy(site.variable("ASHLAR_CA")?, etc.join("authority.pem")).context("no authority")?;
     std::fs::copy(site.password_file()?, etc.join("docker-password")).context("no password")?;
-    let settings = [
+    Ok(vec![
         format!("sdc.source={}/run", host.home().display()),
         format!("etc.source={}", etc.display()),
         format!("state.source={}", state.display()),
         "ASHLAR_DOCKER_DEFAULT_SIZE=64MiB".to_owned(),
         "ASHLAR_DOCKER_RELEASE_UNUSED_S=6".to_owned(),
-    ];
+    ])
+}
+
+/// Builds a plugin, sets it to this host's things and enables it.
+fn install(site: &Site, host: &Host, name: &str) -> anyhow::Result<()> {
+    let folder = build(site, host, name)?;
+    host.docker(&["plugin", "create", name, &folder.display().to_string()])?;
+    let settings = settings(site, host, name)?;
     let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
     host.docker(&[&["plugin", "set", name], &settings[..]].concat())?;
     host.docker(&["plugin", "enable", name]).map(drop)

@@ -2,10 +2,15 @@
 //!
 //! Each story begins with nothing mapped and must leave nothing behind: no mount, no device, no record, no mapping.
 
+mod checklist;
 mod crash;
+mod crowd;
 mod database;
+mod engine;
 mod hostile;
 mod hosts;
+mod images;
+mod installed;
 mod managed;
 mod many;
 mod swarm;
@@ -39,6 +44,9 @@ pub const ALL: &[Story] = &[
     short("every_mount_is_counted_by_its_id", walk::every_mount_is_counted_by_its_id),
     short("anonymous_volumes_come_and_go", walk::anonymous_volumes_come_and_go),
     short("what_is_not_there_is_said_to_be_missing", walk::what_is_not_there_is_said_to_be_missing),
+    short("every_use_makes_the_calls_that_it_must", checklist::every_use_makes_the_calls_that_it_must),
+    short("questions_are_asked_once", checklist::questions_are_asked_once),
+    short("a_name_belongs_to_one_driver", checklist::a_name_belongs_to_one_driver),
     short("a_killed_plugin_loses_no_count", crash::a_killed_plugin_loses_no_count),
     short("a_killed_engine_leaves_no_mount_for_ever", crash::a_killed_engine_leaves_no_mount_for_ever),
     short("an_engine_is_ended_in_good_order", crash::an_engine_is_ended_in_good_order),
@@ -54,7 +62,13 @@ pub const ALL: &[Story] = &[
     long("a_service_is_moved_off_a_lost_node", swarm::a_service_whose_node_is_cut_off_runs_elsewhere),
     long("a_database_loses_no_transaction", database::a_database_loses_no_transaction),
     long("ten_thousand_volumes_are_listed", many::ten_thousand_volumes_are_listed),
-    long("nothing_is_left_by_many_operations", many::nothing_is_left_by_many_operations_that_were_killed),
+    long("a_crowd_leaves_nothing", crowd::a_crowd_that_is_killed_at_random_leaves_nothing),
+    long("counts_are_recovered", checklist::counts_are_recovered),
+    long("drivers_that_are_down_or_late", engine::drivers_that_are_down_or_late_hold_up_only_their_own),
+    long("an_engine_that_starts_again", engine::an_engine_that_starts_again_makes_nothing_anew),
+    long("containers_live_through_their_engine", engine::containers_live_through_their_engine),
+    long("a_system_runs_from_its_images", images::a_system_runs_from_its_images),
+    long("the_managed_plugin_is_installed", installed::the_managed_plugin_is_installed_set_and_upgraded),
 ];
 
 /// Shorter spans than the defaults, so that stories are short.

@@ -7,6 +7,7 @@ use anyhow::{Context, ensure};
 use crate::host::Host;
 use crate::shell::wait_until;
 use crate::site::Site;
+use crate::stories::checklist::sleeper;
 
 /// Writes its node's name and a count for ever.
 const WRITE: &str = "i=0; while :; do i=$((i+1)); echo $i > /d/$(hostname).$i && sync; sleep 0.2; done";
@@ -46,7 +47,22 @@ pub fn a_service_whose_node_is_cut_off_runs_elsewhere(site: &mut Site) -> anyhow
     let cleaned = site.demand_clean();
     told?;
     cleaned?;
-    three(site)?.0.docker(&["volume", "rm", "swarmed"]).map(drop)
+    let host = three(site)?.0;
+    sleeper(host, "fs", &["-v", "swarmed:/d"])?;
+    let state = superblock(host);
+    host.docker(&["rm", "--force", "fs"])?;
+    let state = state?;
+    ensure!(state.contains("state: clean") && !state.contains("FS Error count"), "not clean: {state}");
+    host.docker(&["volume", "rm", "swarmed"]).map(drop)
+}
+
+/// What the file system that is mounted on a host says of itself, without blanks in a row.
+fn superblock(host: &Host) -> anyhow::Result<String> {
+    let mounts = host.volume_mounts()?;
+    let mount = mounts.first().and_then(|line| line.split_once(" - ")).context("nothing is mounted")?.1;
+    let device = mount.split(' ').nth(1).context("a mount has a source")?;
+    let shown = host.bash(&format!("dumpe2fs -h {device} 2>/dev/null"))?;
+    Ok(shown.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 fn service(site: &Site) -> anyhow::Result<()> {

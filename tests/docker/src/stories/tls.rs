@@ -54,5 +54,8 @@ pub fn an_engine_speaks_tls_with_both_certificates(site: &mut Site) -> anyhow::R
     ensure!(host.bash("ls /etc/docker/plugins")?.is_empty(), "the file stays when the plugin has ended");
     host.write_plugin_config("")?;
     host.start(Daemon::Plugin)?;
+    // It remembers a driver that is gone, and would look for it at every question.
+    host.signal(Daemon::Engine, rustix::process::Signal::TERM)?;
+    host.start(Daemon::Engine)?;
     site.scli(&["volume", "remove", "over-tls"]).map(drop)
 }
