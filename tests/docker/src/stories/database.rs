@@ -63,7 +63,7 @@ fn sql(host: &Host, query: &str) -> anyhow::Result<String> {
     host.docker(&["exec", "pg", "sh", "-c", &psql])
 }
 
-/// Mount points of the host, without what is the container's own.
+/// Mount points of the host that may have to do with it: others use the machine too.
 fn mount_points(host: &Host) -> anyhow::Result<Vec<String>> {
     let table = host.bash("cat /proc/self/mountinfo")?;
     let mut points: Vec<String> = table
@@ -72,6 +72,8 @@ fn mount_points(host: &Host) -> anyhow::Result<Vec<String>> {
             Some(format!("{} {}", line.split(' ').nth(4)?, line.split_once(" - ")?.1.split(' ').next()?))
         })
         .collect();
+    let home = host.home().display().to_string();
+    points.retain(|point| [home.as_str(), "/run/docker", "/dev/"].iter().any(|own| point.starts_with(own)));
     points.sort_unstable();
     Ok(points)
 }
