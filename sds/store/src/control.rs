@@ -248,9 +248,7 @@ impl Store {
     fn drop_tree(&mut self, pg_id: PgId, vtree: VtreeId, seq: Seq) {
         let Some(pg) = self.pgs.get_mut(&pg_id) else { return };
         pg.drops.retain(|(drop, _)| *drop != seq);
-        let layers = pg.layers.iter().filter_map(|slot| self.layers.at(*slot)).map(|layer| layer.key);
-        let mut keys: Vec<LayerKey> = layers.filter(|key| key.chunk.vtree == vtree).collect();
-        keys.sort_unstable();
+        let keys = self.keys_where(pg_id, |layer| layer.key.chunk.vtree == vtree);
         // The units wait for the tail to pass this moment: that is past every record that speaks of them.
         let lsn = self.journal.head();
         for key in keys {

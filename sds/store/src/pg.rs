@@ -102,6 +102,16 @@ pub(crate) struct Pg {
 }
 
 impl Pg {
+    /// The drops of trees among the entries that are kept, up to `through`.
+    pub(crate) fn logged_drops(&self, through: Seq) -> Vec<(Seq, VtreeId)> {
+        let entries = self.log.range(..=through);
+        let drops = entries.filter_map(|(seq, log)| match log.entry.body {
+            EntryBody::DropVtree { vtree } => Some((*seq, vtree)),
+            _ => None,
+        });
+        drops.collect()
+    }
+
     /// The last entry that the durable state covers.
     pub(crate) fn through(&self) -> Seq {
         self.state.as_ref().map_or(Seq(0), |state| state.value.0)

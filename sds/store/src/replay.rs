@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use mdm_api::epoch::{Nanos, Seq, Version};
-use mdm_api::ids::{PgId, VtreeId};
+use mdm_api::ids::PgId;
 use sds_api::block::{BlockRange, CHUNK_AUS, LayerKey};
 use sds_api::buf::AlignedBuf;
-use sds_api::entry::{Entry, EntryBody};
+use sds_api::entry::Entry;
 
 use crate::alloc::Allocator;
 use crate::append::effect;
@@ -300,22 +300,14 @@ impl Store {
     /// be no records for both.
     fn drop_again(&mut self, id: PgId) {
         let Some(pg) = self.pgs.get(&id) else { return };
-        let certain = pg.log.range(..=pg.committed_durably());
-        let drops: Vec<(Seq, VtreeId)> = certain
-            .filter_map(|(seq, log)| match log.entry.body {
-                EntryBody::DropVtree { vtree } => Some((*seq, vtree)),
-                _ => None,
-            })
-            .collect();
+        let drops = pg.logged_drops(pg.committed_durably());
         let lsn = self.journal.head();
         for (seq, vtree) in drops {
             let Some(pg) = self.pgs.get_mut(&id) else { return };
             let of_tree = |log: &LogEntry| effect(&log.entry).is_some_and(|(key, ..)| key.chunk.vtree == vtree);
             pg.log.range_mut(..seq).filter(|(_, log)| of_tree(log)).for_each(|(_, log)| log.applied = true);
-            let layers = pg.layers.iter().filter_map(|slot| self.layers.at(*slot));
-            let older = layers.filter(|layer| layer.key.chunk.vtree == vtree && layer.version.seq <= seq);
-            let mut keys: Vec<LayerKey> = older.map(|layer| layer.key).collect();
-            keys.sort_unstable();
+            let is_older = |layer: &Layer| layer.key.chunk.vtree == vtree && layer.version.seq <= seq;
+            let keys = self.keys_where(id, is_older);
             keys.into_iter().for_each(|key| self.remove_layer(id, key, Seq(0), lsn));
         }
     }
@@ -332,14 +324,7 @@ impl Store {
         if pg.committed > pg.commit_logged {
             self.commit_dirty.insert(id);
         }
-        pg.drops = pg
-            .log
-            .iter()
-            .filter_map(|(seq, log)| match log.entry.body {
-                EntryBody::DropVtree { vtree } => Some((*seq, vtree)),
-                _ => None,
-            })
-            .collect();
+        pg.drops = pg.logged_drops(Seq(u64::MAX));
         let entries: Vec<(Seq, LayerKey, BlockRange, bool, bool)> = pg
             .log
             .iter()

@@ -435,8 +435,14 @@ impl Store {
 
     /// The keys of a group's layers, ascending.
     pub(crate) fn keys_of(&self, pg: PgId) -> Vec<LayerKey> {
+        self.keys_where(pg, |_| true)
+    }
+
+    /// The keys of those of a group's layers for which it holds, ascending.
+    pub(crate) fn keys_where(&self, pg: PgId, holds: impl Fn(&Layer) -> bool) -> Vec<LayerKey> {
         let slots = self.pgs.get(&pg).map(|pg| pg.layers.as_slice()).unwrap_or_default();
-        let mut keys: Vec<LayerKey> = slots.iter().filter_map(|slot| self.layers.at(*slot)).map(|l| l.key).collect();
+        let layers = slots.iter().filter_map(|slot| self.layers.at(*slot)).filter(|layer| holds(layer));
+        let mut keys: Vec<LayerKey> = layers.map(|layer| layer.key).collect();
         keys.sort_unstable();
         keys
     }

@@ -62,7 +62,7 @@ pub const PLACES: &[Place] = &[
     place("bench", "tools/bench", Kind::Outside, &[]),
     place("sim", "tests/sim", Kind::Outside, &[]),
     place("cluster", "tests/cluster", Kind::Outside, &[]),
-    place("docker", "tests/docker", Kind::Outside, &[]),
+    place("docker", "tests/docker", Kind::Outside, &["cluster"]),
     place("guest", "tests/guest", Kind::Outside, &["cluster"]),
     place("tidy", "tests/tidy", Kind::Outside, &[]),
     place("fuzz", "tests/fuzz", Kind::Outside, &[]),
