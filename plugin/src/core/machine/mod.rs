@@ -16,7 +16,7 @@
 //! - A file system is made only on a blank volume, or over an unfinished one that nobody has mounted.
 //! - Another host's mapping is taken away only by the policy, and then the volume is mapped here only after the system has
 //!   said that the other can write no more (I17).
-//! - Who waits is answered by his deadline; a mount that failed leaves no id behind.
+//! - Who waits is answered by his deadline; a mount that failed leaves no id behind, and one that is waited for has its id.
 
 mod climb;
 #[cfg(test)]
@@ -135,15 +135,15 @@ impl Machine {
         match event {
             Event::Mount { token, id, deadline } => self.mount(now, token, id, deadline, &mut out),
             Event::Unmount { token, id, deadline } => {
-                if self.record.take(&id) {
-                    self.is_kept = false;
-                }
+                self.give_up(&id);
+                self.withdraw(&mut out);
                 self.waiters.insert(token, Waiter { wants: Wants::Unmounted, deadline });
                 self.hurry(now);
             }
             Event::Release { token, deadline } => {
                 self.is_kept &= self.record.ids.is_empty();
                 self.record.ids.clear();
+                self.withdraw(&mut out);
                 self.waiters.insert(token, Waiter { wants: Wants::Unmounted, deadline });
                 self.hurry(now);
             }
@@ -202,6 +202,19 @@ impl Machine {
     fn give_up(&mut self, id: &str) {
         if self.record.take(id) {
             self.is_kept = false;
+        }
+    }
+
+    /// Who waits for a mount that was unmounted meanwhile waits in vain: nothing would hold what he was handed.
+    fn withdraw(&mut self, out: &mut Vec<Action>) {
+        let tokens: Vec<u64> = self.waiters.keys().copied().collect();
+        for token in tokens {
+            let Some(Waiter { wants: Wants::Mounted(id), .. }) = self.waiters.get(&token) else { continue };
+            if self.awaited(id) > self.record.ids.get(id).copied().unwrap_or(0) {
+                let text = format!("volume '{}' was unmounted while mount {id} of it was under way", self.record.name);
+                self.waiters.remove(&token);
+                out.push(Action::Answer { token, answer: Err(text) });
+            }
         }
     }
 

@@ -80,7 +80,8 @@ impl World {
                         assert!(self.mounted.is_some(), "a directory that is no mount was handed out");
                         let number = self.device.as_ref().map(|device| device.number);
                         assert!(self.is_lost_since || self.mounted == number, "{:?} {number:?}", self.mounted);
-                        assert!(self.on_disk.is_some(), "answered before the record was kept");
+                        let is_held = self.on_disk.as_ref().is_some_and(|record| !record.ids.is_empty());
+                        assert!(is_held, "answered before the record was kept");
                         self.is_precious = true;
                     }
                     assert!(self.answers.insert(token, answer).is_none(), "answered twice");
@@ -334,6 +335,34 @@ fn a_mount_nobody_waits_for_any_more_is_undone() {
 }
 
 #[test]
+fn a_mount_that_is_unmounted_while_somebody_waits_for_it_fails_and_leaves_nothing() {
+    for carried_out in 0..8 {
+        let mut world = World::new(Preempt::WhenUnreachable, MakeState::New, Content::Blank);
+        world.mount(1, "a");
+        for _ in 0..carried_out {
+            world.carry_out();
+        }
+        if !world.answers.is_empty() {
+            continue;
+        }
+        world.mount(2, "a");
+        world.unmount(3, "a");
+        world.settle(1);
+        assert!(
+            world.answers[&1].clone().unwrap_err().contains("was unmounted while"),
+            "the count of two was one too many"
+        );
+        assert_eq!(world.answers[&2], Ok(Answer::Mounted { in_data: true }));
+        assert_eq!(world.answers[&3], Ok(Answer::Done));
+        let deadline = world.now.plus_ms(20_000);
+        world.mount(4, "b");
+        world.event(Event::Release { token: 5, deadline });
+        world.settle(1);
+        assert!(world.answers[&4].is_err() && world.is_clean());
+    }
+}
+
+#[test]
 fn a_step_that_hangs_keeps_nobody_waiting_beyond_his_deadline() {
     let mut world = World::new(Preempt::WhenUnreachable, MakeState::New, Content::Blank);
     world.mount(1, "a");
@@ -413,6 +442,7 @@ enum Chance {
     Mount(u8),
     Unmount(u8),
     Abandon,
+    Release,
     Work,
     Fail,
     Wait,
@@ -427,6 +457,7 @@ fn chance() -> impl Strategy<Value = Chance> {
         4 => (0..3_u8).prop_map(Chance::Mount),
         4 => (0..3_u8).prop_map(Chance::Unmount),
         1 => Just(Chance::Abandon),
+        1 => Just(Chance::Release),
         20 => Just(Chance::Work),
         3 => Just(Chance::Fail),
         3 => Just(Chance::Wait),
@@ -450,6 +481,10 @@ proptest! {
                 Chance::Mount(id) => world.mount(token, &id.to_string()),
                 Chance::Unmount(id) => world.unmount(token, &id.to_string()),
                 Chance::Abandon => world.event(Event::Abandon { token: token - 1 }),
+                Chance::Release => {
+                    let deadline = world.now.plus_ms(20_000);
+                    world.event(Event::Release { token, deadline });
+                }
                 Chance::Work => world.carry_out(),
                 Chance::Fail => {
                     if world.working.take().is_some() {
