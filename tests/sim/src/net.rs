@@ -325,13 +325,13 @@ impl Net {
             }
             _ => 0,
         };
-        let mut way = 30_000 + self.rng.around(self.jitter_us * 1000);
+        // Ten gigabits a second.
+        let mut way = (30_000 + self.rng.around(self.jitter_us * 1000) + bytes as u64) * link.slowness;
         if self.rng.ppm(link.loss_ppm) {
+            // A kernel's pause before it sends again; a slow link with losses would else take minutes for a frame.
             way += (200 * MS) << self.rng.below(3);
             self.resent += 1;
         }
-        // Ten gigabits a second.
-        way = way * link.slowness + bytes as u64 * link.slowness;
         let Some(conn) = self.conn(id) else { return };
         let pipe = &mut conn.pipes[side];
         let ready = (now + way).max(pipe.last_ready);

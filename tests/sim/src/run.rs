@@ -294,6 +294,8 @@ impl World {
                     "device {} of {:?}: {:?} opened by {:?}",
                     device.id, device.sds, device.state, device.opened_by
                 ));
+                let server = state.sds().get(&device.sds).map(|sds| (sds.incarnation, sds.connected));
+                lines.push(format!("  its server's registered process, and whether it is connected: {server:?}"));
             }
         }
         // What waits at a primary may wait for any other copy.
