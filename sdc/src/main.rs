@@ -40,7 +40,7 @@ enum Command {
     /// Answer for the file under a loop device; started by the daemon.
     #[command(hide = true)]
     Hold {
-        /// Socket, export, threads.
+        /// Socket, export, size in bytes, threads.
         arguments: Vec<std::ffi::OsString>,
     },
     /// Print the man page.

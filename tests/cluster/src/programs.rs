@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use anyhow::{Context, bail};
 
 /// The programs that a system consists of.
-const PROGRAMS: [&str; 7] = ["mdm", "sds", "sdc", "drv_cfg", "scli", "dev", "inspect"];
+const PROGRAMS: [&str; 8] = ["mdm", "sds", "sdc", "drv_cfg", "scli", "dev", "inspect", "ashlar-docker"];
 
 /// The folder that holds them: `ASHLAR_PROGRAMS` where it is set, else `release` of the target directory that this
 /// program was built into, after cargo has brought it up to date.

@@ -36,7 +36,8 @@ pub struct Site {
 /// Brings a site up, does something with it, takes it down.
 pub fn with_site<T>(plan: &Plan, body: impl FnOnce(&mut Site) -> anyhow::Result<T>) -> anyhow::Result<T> {
     let folder = tempfile::Builder::new().prefix("ashd-").tempdir().context("cannot make a directory")?;
-    let mut site = Site { folder, programs: programs()?, environment: vec![], around: None, hosts: vec![] };
+    let mut site =
+        Site { folder, programs: cluster::programs::folder()?, environment: vec![], around: None, hosts: vec![] };
     let result = site.up(plan).and_then(|()| body(&mut site));
     if result.is_err() {
         site.hosts.iter().for_each(Host::complain);
@@ -45,15 +46,6 @@ pub fn with_site<T>(plan: &Plan, body: impl FnOnce(&mut Site) -> anyhow::Result<
     let value = result?;
     down?;
     Ok(value)
-}
-
-/// The folder of the programs under test: `ASHLAR_PROGRAMS`, or that of this program.
-fn programs() -> anyhow::Result<PathBuf> {
-    if let Some(folder) = std::env::var_os("ASHLAR_PROGRAMS") {
-        return Ok(PathBuf::from(folder));
-    }
-    let own = std::env::current_exe().context("cannot find this program")?;
-    own.parent().map(Path::to_owned).context("a program is in a folder")
 }
 
 impl Site {

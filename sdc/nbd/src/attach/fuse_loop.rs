@@ -114,6 +114,7 @@ fn start_holder(config: &AttachConfig, volume: &VolumeSpec, file: &Path, fuse: F
         .args(first)
         .arg(&config.socket)
         .arg(&volume.export)
+        .arg(volume.size_bytes.to_string())
         .arg(config.holder_threads.to_string())
         .stdin(Stdio::from(fuse))
         .stderr(Stdio::from(log))

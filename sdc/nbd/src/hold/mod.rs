@@ -15,7 +15,9 @@
 //! Always true: a request is answered with an error only if the server answered it with an error, other than
 //! "shutting down"; the process ends when the file is unmounted and no sooner; it is in a session of its own, ignores
 //! polite signals, keeps its memory locked, and allocates nothing for a request, so that writing back dirty pages
-//! through it cannot wait for itself.
+//! through it cannot wait for itself; whatever the daemon itself does with the file to make or resize a device is answered
+//! without the server. Else a daemon that is killed in such a call could not end before the next one serves, while no
+//! service manager starts the next one before it has ended.
 
 mod fuse;
 
@@ -54,30 +56,64 @@ const PR_SET_IO_FLUSHER: libc::c_int = 57;
 struct Target {
     socket: PathBuf,
     export: String,
-    /// The last size that the server told, 0 before the first.
+    /// The last size that the server told, or the daemon at the start.
     size_bytes: AtomicU64,
+    changes: Changes,
 }
 
-/// Runs the holder: `arguments` are SOCKET EXPORT THREADS, standard input is an open `/dev/fuse` that is mounted.
+/// What there is to be made durable. A file that nobody has changed is synced without asking anybody: it is when a loop
+/// device is made, by a thread of the very daemon that would have to answer.
+#[derive(Debug, Default)]
+struct Changes {
+    /// Changes that the server has carried out.
+    made: AtomicU64,
+    /// Of these, how many the server has made durable.
+    durable: AtomicU64,
+}
+
+impl Changes {
+    /// To be called before the change is answered.
+    fn note(&self) {
+        self.made.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Makes durable by `flush` what was noted before.
+    fn sync<E>(&self, flush: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+        let made = self.made.load(Ordering::SeqCst);
+        if self.durable.load(Ordering::SeqCst) < made {
+            flush()?;
+            self.durable.fetch_max(made, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+}
+
+/// Runs the holder: `arguments` are SOCKET EXPORT SIZE THREADS, the size in bytes, standard input is an open `/dev/fuse` that is mounted.
 ///
 /// The program that calls this for `main` is started once by the daemon; it starts itself again in a new session,
 /// prints the new process's id and ends, so that nobody is left to wait for. The second one serves.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> io::Result<()> {
     let arguments: Vec<OsString> = arguments.collect();
-    let [socket, export, threads] = arguments.as_slice() else {
+    let [socket, export, size_bytes, threads] = arguments.as_slice() else {
         return Err(io::Error::other(
-            "usage: sdc-hold SOCKET EXPORT THREADS, with a mounted /dev/fuse as standard input",
+            "usage: sdc-hold SOCKET EXPORT SIZE THREADS, with a mounted /dev/fuse as standard input",
         ));
     };
     let bad = |what: &str| io::Error::other(format!("sdc-hold: {what}"));
     let export = export.to_str().ok_or_else(|| bad("the export's name is not UTF-8"))?.to_owned();
+    let size_bytes = size_bytes.to_str().and_then(|text| text.parse().ok()).ok_or_else(|| bad("SIZE is in bytes"))?;
     let threads = threads.to_str().and_then(|text| text.parse().ok());
     let threads: usize =
         threads.filter(|count| (1..=MAX_THREADS).contains(count)).ok_or_else(|| bad("THREADS is 1 to 64"))?;
     if std::env::var_os(STAGE).is_none() {
         return start();
     }
-    let target = Target { socket: PathBuf::from(socket), export, size_bytes: AtomicU64::new(0) };
+    let target = Target {
+        socket: PathBuf::from(socket),
+        export,
+        size_bytes: AtomicU64::new(size_bytes),
+        changes: Changes::default(),
+    };
     shield();
     run(target, threads)
 }
@@ -175,13 +211,20 @@ fn answer(device: BorrowedFd<'_>, unique: u64, ask: Ask<'_>, link: &mut Link<'_>
         }
         Ask::Write { offset, data } => {
             let done = link.persist(|client| client.write(offset, data));
+            link.target.changes.note();
             let size = u32::try_from(data.len()).expect("at most the buffer");
             let written = fuse::written(size);
             reply(done.map(|()| &written[..]))
         }
-        Ask::Sync => reply(link.persist(|client| client.command(Command::Flush, 0, 0, 0)).map(|()| &[][..])),
+        Ask::Sync => {
+            let target = link.target;
+            let flush = || link.persist(|client| client.command(Command::Flush, 0, 0, 0));
+            reply(target.changes.sync(flush).map(|()| &[][..]))
+        }
         Ask::Punch { offset, length, keep_allocated } => {
-            reply(link.zero(offset, length, keep_allocated).map(|()| &[][..]))
+            let done = link.zero(offset, length, keep_allocated);
+            link.target.changes.note();
+            reply(done.map(|()| &[][..]))
         }
     }
 }
@@ -260,10 +303,7 @@ impl Link<'_> {
                 self.target.size_bytes.store(info.size_bytes, Ordering::Relaxed);
                 info.size_bytes
             }
-            Err(_) => match self.target.size_bytes.load(Ordering::Relaxed) {
-                0 => self.connected().info().size_bytes,
-                known => known,
-            },
+            Err(_) => self.target.size_bytes.load(Ordering::Relaxed),
         }
     }
 
@@ -276,5 +316,31 @@ impl Link<'_> {
             (offset, length) = (offset + part, length - part);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_changed_since_is_flushed_and_a_failed_flush_is_none() {
+        let changes = Changes::default();
+        let mut flushes = 0;
+        let mut sync = |outcome: Result<(), i32>, during: u64| {
+            let before = flushes;
+            let said = changes.sync(|| {
+                flushes += 1;
+                (0..during).for_each(|_| changes.note());
+                outcome
+            });
+            (said, flushes - before)
+        };
+        assert_eq!(sync(Ok(()), 0), (Ok(()), 0), "nobody has changed anything");
+        changes.note();
+        assert_eq!(sync(Err(5), 0), (Err(5), 1));
+        assert_eq!(sync(Ok(()), 1), (Ok(()), 1), "still to be done");
+        assert_eq!(sync(Ok(()), 0), (Ok(()), 1), "what came while it was flushed may have come too late");
+        assert_eq!(sync(Ok(()), 0), (Ok(()), 0));
     }
 }

@@ -1,5 +1,6 @@
 //! Hundreds of operations at once on three hosts, while daemons are killed under them: nothing is left.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -26,12 +27,24 @@ fn name(client: usize) -> String {
     }
 }
 
-/// One client: makes, mounts, unmounts and removes a volume, and goes on whatever comes of it. Gives how many succeeded.
-fn client(caller: &Caller, number: usize) -> usize {
+/// One client: makes, mounts, unmounts and removes a volume, and goes on whatever comes of it. Gives what was refused, and
+/// why.
+fn client(caller: &Caller, number: usize) -> Vec<String> {
     let body = json!({"Name": name(number), "ID": format!("client-{number}"), "Opts": {"size": "32MiB"}});
-    // Errors and hang-ups are expected: daemons are being killed.
-    let succeeds = |endpoint: &&str| caller.call(endpoint, &body).is_ok_and(|answer| answer["Err"] == "");
-    ["Create", "Mount", "Unmount", "Remove"].iter().filter(|endpoint| succeeds(endpoint)).count()
+    let mut refusals = Vec::new();
+    for endpoint in ["Create", "Mount", "Unmount", "Remove"] {
+        // Errors and hang-ups are expected: daemons are being killed.
+        let why = match caller.call(endpoint, &body) {
+            Ok(answer) => answer["Err"].as_str().unwrap_or_default().to_owned(),
+            Err(error) => format!("{error:#}"),
+        };
+        if !why.is_empty() {
+            // Numbers are of the one case; what is left is the kind.
+            let words = why.split(|byte: char| byte.is_ascii_digit()).collect::<Vec<_>>().join("");
+            refusals.push(format!("{endpoint}: {words}"));
+        }
+    }
+    refusals
 }
 
 /// Everybody at once; daemons of random hosts are killed and started meanwhile, up to so many times.
@@ -39,7 +52,8 @@ fn crowd(site: &mut Site, kills: usize) -> anyhow::Result<()> {
     let begun = Instant::now();
     let mut chance = Chance::new(CLIENTS as u64 + kills as u64);
     let callers = site.hosts.iter().map(Host::caller).collect::<anyhow::Result<Vec<_>>>()?;
-    let (mut killed, mut served) = (0, 0);
+    let mut killed = 0;
+    let mut refused: BTreeMap<String, usize> = BTreeMap::new();
     std::thread::scope(|scope| -> anyhow::Result<()> {
         let each = callers.iter().cycle().take(CLIENTS).enumerate();
         let clients: Vec<_> = each.map(|(number, caller)| scope.spawn(move || client(caller, number))).collect();
@@ -54,15 +68,21 @@ fn crowd(site: &mut Site, kills: usize) -> anyhow::Result<()> {
             killed += 1;
         }
         for client in clients {
-            served += client.join().map_err(|_| anyhow::anyhow!("a client panicked"))?;
+            for why in client.join().map_err(|_| anyhow::anyhow!("a client panicked"))? {
+                *refused.entry(why).or_default() += 1;
+            }
         }
         Ok(())
     })?;
+    let served = CLIENTS * 4 - refused.values().sum::<usize>();
     println!(
         "docker:   {CLIENTS} clients: {served} of {} calls succeeded, {killed} daemons were killed, {:.1} s",
         CLIENTS * 4,
         begun.elapsed().as_secs_f64()
     );
+    for (why, count) in refused.iter().filter(|_| kills == 0) {
+        println!("docker:     {count} times {why}");
+    }
     // Undisturbed some still wait longer for others than a mount may take.
     ensure!(kills > 0 || served > CLIENTS * 2, "undisturbed, and so few succeeded");
     Ok(())
