@@ -158,7 +158,7 @@ pub fn build(kernel: &Path, programs: &[PathBuf]) -> anyhow::Result<Vec<u8>> {
         bail!("{} holds no nbd.ko", modules.display());
     }
     archive.file(Path::new("modules/order"), 0o644, order.as_bytes())?;
-    let tools = ["mke2fs", "e2fsck", "resize2fs", "mkfs.xfs", "xfs_repair", "xfs_growfs"].map(find);
+    let tools = ["mke2fs", "e2fsck", "resize2fs", "mkfs.xfs", "xfs_repair", "xfs_growfs", "fio"].map(find);
     let mut linked = BTreeSet::new();
     for program in tools.into_iter().collect::<anyhow::Result<Vec<_>>>()?.iter().chain(programs) {
         let name = program.file_name().context("a program has a name")?;

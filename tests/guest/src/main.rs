@@ -8,7 +8,7 @@
 //!   this machine                                   guest (QEMU, no hardware virtualisation)
 //!   ┌───────────────────────────┐                  ┌──────────────────────────────────────┐
 //!   │ mdm1  sds1  sds2  sds3    │◀── user network ─│ sdc ── unix socket ── nbd.ko ── ext4  │
-//!   │ this program ─────────────│── shells ───────▶│ this program: churn, stamp            │
+//!   │ this program ─────────────│── shells ───────▶│ this program: churn, stamp, fio       │
 //!   └───────────────────────────┘                  └──────────────────────────────────────┘
 //! ```
 //!
@@ -18,7 +18,7 @@
 //! | [`machine`] | QEMU, and commands typed into the guest |
 //! | [`world`] | the system, the guest and the data client in it |
 //! | [`steps`] | what is tested, one promise each |
-//! | [`work`] | the same program inside the guest: file activity, stamped blocks |
+//! | [`work`] | the same program inside the guest: file activity, stamped blocks, `fio` |
 
 mod initrd;
 mod machine;
@@ -77,6 +77,14 @@ enum Command {
         /// Where.
         directory: PathBuf,
     },
+    /// In the guest: `fio` writes a device at random and verifies it, again and again until a file appears.
+    Fio {
+        /// The block device.
+        device: PathBuf,
+        /// Ends when this exists.
+        #[arg(long)]
+        until: PathBuf,
+    },
     /// In the guest: write stamped blocks to a device and verify them, until a file appears.
     Stamp {
         /// The block device.
@@ -96,6 +104,7 @@ fn main() -> ExitCode {
         Command::Ask { request } => work::ask(&request),
         Command::Churn { directory, until, threads } => work::churn::run(&directory, &until, threads),
         Command::Check { directory } => work::churn::check(&directory),
+        Command::Fio { device, until } => work::fio::run(&device, &until),
         Command::Stamp { device, until, threads } => work::stamp::run(&device, &until, threads),
     };
     match result {

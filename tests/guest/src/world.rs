@@ -75,7 +75,9 @@ impl<'a> World<'a> {
         self.restarts += 1;
         let log = format!("/run/sdc-{}.log", self.restarts);
         // A session of its own: a shell that ends takes nothing with it.
-        self.run(&format!("setsid sdc run >{log} 2>&1 & echo $! >/run/sdc.pid"))?;
+        self.run(&format!(
+            "ASHLAR_LOG=info,sdc_client=debug,sdc_nbd=debug setsid sdc run >{log} 2>&1 & echo $! >/run/sdc.pid"
+        ))?;
         self.wait("the data client answers", PATIENCE, "drv_cfg --query_guid").map(drop)
     }
 
@@ -90,6 +92,13 @@ impl<'a> World<'a> {
         self.system.scli(&["volume", "add", "--name", name, "--size", size])?;
         self.system.scli(&["volume", "map", name, "--sdc", "guest"])?;
         self.wait(&format!("{name} is attached"), PATIENCE, &format!("[ -b /dev/ashlar/{name} ]"))
+    }
+
+    /// Takes a volume from the guest and removes it; its device is gone when this returns.
+    pub fn remove_volume(&mut self, name: &str) -> anyhow::Result<()> {
+        self.system.scli(&["volume", "unmap", name, "--sdc", "guest"])?;
+        self.wait(&format!("{name} is detached"), PATIENCE, &format!("! [ -e /dev/ashlar/{name} ]"))?;
+        self.system.scli(&["volume", "remove", name]).map(drop)
     }
 
     /// Something that goes on in the guest until a file appears; its words are in `/run/NAME.out`, its status in

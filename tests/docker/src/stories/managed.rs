@@ -40,7 +40,7 @@ pub fn settings(site: &Site, host: &Host, name: &str) -> anyhow::Result<Vec<Stri
 }
 
 /// Builds a plugin, sets it to this host's things and enables it.
-fn install(site: &Site, host: &Host, name: &str) -> anyhow::Result<()> {
+pub fn install(site: &Site, host: &Host, name: &str) -> anyhow::Result<()> {
     let folder = build(site, host, name)?;
     host.docker(&["plugin", "create", name, &folder.display().to_string()])?;
     let settings = settings(site, host, name)?;
@@ -49,7 +49,8 @@ fn install(site: &Site, host: &Host, name: &str) -> anyhow::Result<()> {
     host.docker(&["plugin", "enable", name]).map(drop)
 }
 
-fn uninstall(host: &Host, name: &str) -> anyhow::Result<()> {
+/// Takes it away.
+pub fn uninstall(host: &Host, name: &str) -> anyhow::Result<()> {
     host.docker(&["plugin", "disable", "--force", name])?;
     host.docker(&["plugin", "rm", "--force", name]).map(drop)
 }

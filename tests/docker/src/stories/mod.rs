@@ -60,6 +60,7 @@ pub const ALL: &[Story] = &[
     long("an_engine_speaks_tls", tls::an_engine_speaks_tls_with_both_certificates),
     long("the_managed_plugin_serves_too", managed::the_managed_plugin_serves_the_same_volumes),
     long("a_service_is_moved_off_a_lost_node", swarm::a_service_whose_node_is_cut_off_runs_elsewhere),
+    long("a_service_waits_for_its_plugin", swarm::a_service_waits_for_its_plugin),
     long("a_database_loses_no_transaction", database::a_database_loses_no_transaction),
     long("ten_thousand_volumes_are_listed", many::ten_thousand_volumes_are_listed),
     long("a_crowd_leaves_nothing", crowd::a_crowd_that_is_killed_at_random_leaves_nothing),

@@ -8,6 +8,7 @@ use crate::host::Host;
 use crate::shell::wait_until;
 use crate::site::Site;
 use crate::stories::checklist::sleeper;
+use crate::stories::managed;
 
 /// Writes its node's name and a count for ever.
 const WRITE: &str = "i=0; while :; do i=$((i+1)); echo $i > /d/$(hostname).$i && sync; sleep 0.2; done";
@@ -109,5 +110,46 @@ fn service(site: &Site) -> anyhow::Result<()> {
     let after = files(new, &old.name)?;
     ensure!(after == kept, "the cut-off container wrote {} files after it was fenced", after - kept);
     ensure!(files(new, &new.name)? > 0);
+    Ok(())
+}
+
+/// D1: a task whose driver is nowhere is pending, and runs with its volume as soon as a node has the plugin.
+pub fn a_service_waits_for_its_plugin(site: &mut Site) -> anyhow::Result<()> {
+    let host = three(site)?.0;
+    host.docker(&["swarm", "init", "--advertise-addr", &host.address])?;
+    let told = waiting(site, host);
+    let _left = crate::shell::output(&mut host.docker_command(&["service", "rm", "s"]))?;
+    let ended = wait_until("the service's container is gone", Duration::from_secs(30), || {
+        Ok(host.docker(&["ps", "--all", "--quiet", "--filter", "name=s."])?.is_empty())
+    });
+    let _left = crate::shell::output(&mut host.docker_command(&["volume", "rm", "awaited"]))?;
+    let _left = crate::shell::output(&mut host.docker_command(&["plugin", "rm", "--force", "late"]))?;
+    host.docker(&["swarm", "leave", "--force"])?;
+    told?;
+    ended?;
+    site.demand_clean()
+}
+
+fn waiting(site: &Site, host: &Host) -> anyhow::Result<()> {
+    let mount = "type=volume,src=awaited,dst=/d,volume-driver=late:latest,volume-opt=size=64MiB";
+    let create = ["service", "create", "--detach", "--name", "s", "--no-resolve-image", "--network", "host"];
+    let task = ["--restart-delay", "1s", "--mount", mount, "bb:1", "sh", "-c", WRITE];
+    host.docker(&[&create[..], &task].concat())?;
+    let shown = ["service", "ps", "s", "--no-trunc", "--format", "{{.CurrentState}} {{.Error}}"];
+    wait_until("the service waits for its plugin", Duration::from_secs(60), || {
+        let state = host.docker(&shown)?;
+        Ok(state.contains("Pending") && state.contains("missing plugin"))
+    })?;
+    managed::install(site, host, "late")?;
+    let enabled = Instant::now();
+    wait_until("the service runs", Duration::from_secs(60), || Ok(!node(host)?.is_empty()))?;
+    println!("docker:   the service runs {:.1} s after its plugin was enabled", enabled.elapsed().as_secs_f64());
+    let id = host.docker(&["ps", "--quiet", "--filter", "name=s."])?;
+    wait_until("the service writes", Duration::from_secs(20), || {
+        let list = host.docker(&["exec", &id, "sh", "-c", "ls /d | grep -c '[.]' || :"])?;
+        Ok(list.parse::<u64>().is_ok_and(|count| count > 5))
+    })?;
+    let volume = host.docker(&["volume", "inspect", "awaited", "--format", "{{.Driver}}"])?;
+    ensure!(volume == "late:latest", "{volume}");
     Ok(())
 }

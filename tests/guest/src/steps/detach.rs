@@ -8,7 +8,7 @@ use super::{ENDING, Extent, files};
 use crate::world::{PATIENCE, World};
 
 /// Asks the data client in the guest over its control socket.
-fn ask(world: &mut World<'_>, request: &str) -> anyhow::Result<String> {
+pub fn ask(world: &mut World<'_>, request: &str) -> anyhow::Result<String> {
     world.run(&format!("guest ask '{request}'"))
 }
 

@@ -1,6 +1,7 @@
 //! What is tested, one promise each, in the order in which they build on each other.
 
 mod detach;
+mod device;
 mod files;
 mod restarts;
 mod space;
@@ -24,9 +25,10 @@ pub struct Extent {
 /// A step: its name, and what it does. It says what it measured.
 type Step = (&'static str, fn(&mut World<'_>, Extent) -> anyhow::Result<String>);
 
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 10] = [
     ("a mapped volume becomes a block device by itself", files::appears),
     ("ext4 and xfs hold what heavy activity left in them", files::activity),
+    ("a device behaves as disks do", device::manners),
     ("what a file system trims arrives as free space", space::trim),
     ("a mounted device grows with its volume", space::resize),
     ("nobody notices restarts and kills of the data client", restarts::client),

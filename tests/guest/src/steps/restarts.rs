@@ -29,27 +29,38 @@ fn end(world: &mut World<'_>) -> anyhow::Result<(Duration, u64)> {
     Ok((longest, World::figure(&words, "requests")?))
 }
 
-/// Ends and starts the data client, in good order and hard, under load on all three devices.
+/// How long `fio` may take for its last round: a round writes and verifies the whole device.
+const ROUND: Duration = Duration::from_secs(120);
+
+/// Ends and starts the data client, in good order and hard, under load on all devices: two file systems, stamped blocks, and
+/// `fio` with verification on a volume of its own.
 pub fn client(world: &mut World<'_>, extent: Extent) -> anyhow::Result<String> {
+    world.make_volume("verified", "16MiB")?;
     // The stamps begin with zeros.
     world.run(
         "blkdiscard -z /dev/ashlar/plain 2>/dev/null || dd if=/dev/zero of=/dev/ashlar/plain bs=1M 2>/dev/null; sync",
     )?;
     begin(world)?;
+    world.begin("fio", "guest fio /dev/ashlar/verified")?;
     let mut longest_down = Duration::ZERO;
     let kinds = std::iter::repeat_n("TERM", extent.restarts as usize);
-    for signal in kinds.chain(std::iter::repeat_n("KILL", extent.kills as usize)) {
+    for (round, signal) in kinds.chain(std::iter::repeat_n("KILL", extent.kills as usize)).enumerate() {
+        if round > 0 && round % 10 == 0 {
+            println!("guest: {round} times so far, down for at most {:.1} s", longest_down.as_secs_f64());
+        }
         let down = Instant::now();
         world.end_client(signal)?;
         world.start_client()?;
         longest_down = longest_down.max(down.elapsed());
         // Every device moves again before the next blow.
-        for name in ["files", "tables", "plain"] {
+        for name in ["files", "tables", "plain", "verified"] {
             let read = format!("timeout 30 dd if=/dev/ashlar/{name} of=/dev/null bs=4k count=1 skip=7 iflag=direct");
             world.wait(&format!("{name} can be read"), Duration::from_secs(40), &read)?;
         }
     }
+    let verified = world.end("fio", ROUND)?;
     let (longest, requests) = end(world)?;
+    let longest = longest.max(Duration::from_millis(World::figure(&verified, "longest-request-ms")?));
     ensure!(
         longest <= longest_down + RESENT_WITHIN,
         "a request took {longest:?}, the data client was away for at most {longest_down:?}"
@@ -58,10 +69,14 @@ pub fn client(world: &mut World<'_>, extent: Extent) -> anyhow::Result<String> {
     files::mount(world)?;
     world.run("guest check /mnt/files/again && guest check /mnt/tables/again")?;
     world.run("rm -rf /mnt/files/again /mnt/tables/again")?;
+    world.remove_volume("verified")?;
     Ok(format!(
-        "{} restarts, {} kills, {requests} requests verified, down for at most {:.1} s, longest request {:.1} s",
+        "{} restarts, {} kills, {requests} stamped requests and {} of fio in {} rounds verified, down for at most {:.1} s, \
+         longest request {:.1} s",
         extent.restarts,
         extent.kills,
+        World::figure(&verified, "requests")?,
+        World::figure(&verified, "rounds")?,
         longest_down.as_secs_f64(),
         longest.as_secs_f64()
     ))

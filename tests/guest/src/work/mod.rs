@@ -1,6 +1,7 @@
 //! What this program does inside the guest.
 
 pub mod churn;
+pub mod fio;
 pub mod stamp;
 
 use std::path::Path;
