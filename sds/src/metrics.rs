@@ -99,6 +99,7 @@ fn families(f: &Figures) -> Vec<MetricFamily> {
         &[(&[], f.resync_layers_left as f64)],
     );
     all.gauges("resync_bytes", "Bytes copied to the learners of the moment", &[(&[], f.resync_bytes as f64)]);
+    all.counters("resync_bytes_total", "Bytes copied to learners", &[(&[], f.resync_bytes_total)]);
     all.counters("bad_blocks_total", "Blocks found bad on a device", &[(&[], f.bad_blocks)]);
     all.counters("repaired_blocks_total", "Bad blocks repaired from a peer", &[(&[], f.repaired_blocks)]);
     all.counters("device_failures_total", "Devices that failed", &[(&[], f.device_failures)]);

@@ -2,12 +2,16 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde_json::Value;
 
 use crate::shell;
+
+/// Longest that a round of verification may take.
+const ROUND_MAX: Duration = Duration::from_secs(300);
 
 /// What came of one job, over its run without the ramp.
 #[derive(Clone, Debug)]
@@ -29,6 +33,35 @@ pub fn run(folder: &Path, jobs: &str, limit: Duration) -> anyhow::Result<Vec<Job
     let mut command = shell::limited(limit, "fio", &["--output-format=json"]);
     command.arg(&file).current_dir(folder).stdin(Stdio::null());
     parse(&mut command)
+}
+
+/// What came of rounds of verification.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rounds {
+    /// Rounds: each writes everything at random, reads it and verifies it.
+    pub rounds: usize,
+    /// Requests.
+    pub requests: u64,
+    /// The longest request.
+    pub longest: Duration,
+}
+
+/// Writes all of a target at random and verifies it, again and again until told to stop; at least once. `target`: the lines
+/// of a job that say where and how.
+pub fn rounds(folder: &Path, target: &str, size: &str, stop: &AtomicBool) -> anyhow::Result<Rounds> {
+    let jobs = format!(
+        "[verify]\n{target}\nrw=randwrite\nbsrange=4k-256k\nblockalign=4k\niodepth=16\nsize={size}\n\
+         verify=crc32c\nverify_fatal=1\nverify_state_save=0\nrandrepeat=0\n"
+    );
+    let mut outcome = Rounds::default();
+    while !stop.load(Ordering::Relaxed) || outcome.rounds == 0 {
+        let done = run(folder, &jobs, ROUND_MAX)?;
+        let job = done.first().context("fio reports no job")?;
+        outcome.longest = outcome.longest.max(job.longest);
+        outcome.requests += job.requests;
+        outcome.rounds += 1;
+    }
+    Ok(outcome)
 }
 
 fn parse(command: &mut Command) -> anyhow::Result<Vec<Job>> {

@@ -14,6 +14,7 @@
 //! | [`tree`] | a tree of real files and its copies |
 //! | [`records`] | records that `fsync` acknowledged |
 //! | [`blocks`] | blocks of a volume that a writer knows to be durable |
+//! | [`registers`] | blocks that several clients share, checked as the simulator does |
 //! | [`gaps`] | the longest time without a completion |
 //! | [`copies`] | reading every copy of every block |
 //! | [`hostile`] | listening ports, and bytes that nobody should send |
@@ -33,6 +34,7 @@ pub mod hosts;
 pub mod nbd;
 pub mod programs;
 pub mod records;
+pub mod registers;
 pub mod runs;
 pub mod shell;
 pub mod system;

@@ -19,7 +19,9 @@ pub struct Options {
     pub mdm: usize,
     /// Data servers.
     pub sds: usize,
-    /// Devices of each.
+    /// Data clients; the volumes are mapped to the first.
+    pub sdc: usize,
+    /// Devices of each data server.
     pub devices: usize,
     /// Size of each device, as `dev` reads it.
     pub device_size: &'static str,
@@ -36,6 +38,7 @@ impl Default for Options {
         Self {
             mdm: 3,
             sds: 3,
+            sdc: 1,
             devices: 2,
             device_size: "1GiB",
             volumes: vec!["demo:256MiB"],
@@ -81,6 +84,7 @@ impl System {
         let mut option = |name: &str, value: &str| arguments.extend([format!("--{name}"), value.to_owned()]);
         option("mdm", &options.mdm.to_string());
         option("sds", &options.sds.to_string());
+        option("sdc", &options.sdc.to_string());
         option("devices", &options.devices.to_string());
         option("device-size", options.device_size);
         for volume in &options.volumes {
@@ -232,6 +236,19 @@ impl System {
             Ok(true)
         })?;
         found.context("served")
+    }
+
+    /// Where another data client serves a volume; waits until it does.
+    pub fn nbd_at(&self, volume: &str, client: &str) -> anyhow::Result<Address> {
+        let control = Path::new(self.variable("ASHLAR_SDC_SOCKET")?);
+        let socket = control.with_file_name(format!("{client}-nbd.sock"));
+        let uri = format!("nbd+unix:///{volume}?socket={}", socket.display());
+        let address = Address { uri, socket, export: volume.to_owned() };
+        shell::wait_until("the volume is served", Duration::from_secs(30), || {
+            Client::connect(&address)?.close()?;
+            Ok(true)
+        })?;
+        Ok(address)
     }
 
     /// The block device of a volume.

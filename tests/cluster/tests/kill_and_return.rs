@@ -1,6 +1,6 @@
 //! Servers and metadata managers are killed and return while a tree is copied: no I/O error, nothing lost.
 
-use cluster::runs::{kills, pause};
+use cluster::runs::{chaos, kills, pause};
 use std::time::Duration;
 
 #[test]
@@ -23,4 +23,10 @@ fn a_killed_server_and_absent_managers_are_a_pause_and_no_error() {
     let outcome = pause::run(&pause::SHORT).unwrap();
     assert!(outcome.median() < Duration::from_secs(4), "{outcome:?}");
     assert!(outcome.without_mdms < Duration::from_secs(1), "{outcome:?}");
+}
+
+#[test]
+fn what_clients_on_two_hosts_share_stays_one_copy_under_kills_pauses_and_cuts() {
+    let outcome = chaos::run(&chaos::SHORT).unwrap();
+    assert!(outcome.checked.steps > 100 && outcome.fio.rounds >= 1, "{outcome:?}");
 }

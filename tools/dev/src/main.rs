@@ -1,7 +1,7 @@
 //! `dev`: a whole system of real processes on this machine, for people and for tests.
 //!
 //! One directory holds everything: configurations, data, logs, devices, and `dev.json`, which says what was started.
-//! Nodes are called `mdm1..`, `sds1..`, `sdc1`. They are ordinary daemons with ordinary configurations, made a system by
+//! Nodes are called `mdm1..`, `sds1..`, `sdc1..`. They are ordinary daemons with ordinary configurations, made a system by
 //! the ordinary commands (`create-system`, `join`, the verbs of `scli`), so what works here works on three hosts.
 //!
 //! Always true: only processes that this tool started are ever signalled (a process is known by its id *and* its start

@@ -29,6 +29,9 @@ pub struct UpArguments {
     /// Devices of each data server.
     #[arg(long, default_value_t = 2)]
     devices: usize,
+    /// Data clients; the volumes are mapped to the first.
+    #[arg(long, default_value_t = 1)]
+    sdc: usize,
     /// Size of each device; files that grow as they are written, their journals apart.
     #[arg(long, default_value = "4GiB", value_parser = size)]
     device_size: u64,
@@ -73,6 +76,9 @@ pub fn up(directory: &Path, arguments: &UpArguments) -> anyhow::Result<()> {
     }
     if arguments.sds == 0 || arguments.devices == 0 || arguments.sds > 60 || arguments.devices > 16 {
         bail!("a system has 1 to 60 data servers with 1 to 16 devices each");
+    }
+    if arguments.sdc == 0 || arguments.sdc > 16 {
+        bail!("a system of 'dev' has 1 to 16 data clients");
     }
     let root = rustix::process::geteuid().is_root();
     if arguments.isolate && !root {
@@ -144,7 +150,7 @@ fn plan(directory: &Path, arguments: &UpArguments) -> anyhow::Result<Saved> {
     let mut saved = Saved { sockets: sockets.clone(), nodes: vec![], volumes: vec![], ready: false, network };
     let roles = std::iter::repeat_n(Role::Mdm, arguments.mdm)
         .chain(std::iter::repeat_n(Role::Sds, arguments.sds))
-        .chain([Role::Sdc]);
+        .chain(std::iter::repeat_n(Role::Sdc, arguments.sdc));
     let mut ports = Ports { held: vec![] };
     let mut counts = [0; 3];
     for (index, role) in roles.enumerate() {
@@ -194,7 +200,8 @@ fn plan(directory: &Path, arguments: &UpArguments) -> anyhow::Result<Saved> {
 }
 
 fn bring_up(state: &mut State, arguments: &UpArguments) -> anyhow::Result<()> {
-    let steps = arguments.mdm + arguments.sds * (1 + arguments.devices) + 3 + 2 * arguments.volume.len();
+    let steps =
+        arguments.mdm + arguments.sds * (1 + arguments.devices) + arguments.sdc + 2 + 2 * arguments.volume.len();
     let progress = Progress::new(steps as u64);
     let names = |state: &State, role| -> Vec<String> {
         state.saved.nodes.iter().filter(|n| n.role == role).map(|n| n.name.clone()).collect()
@@ -222,13 +229,17 @@ fn bring_up(state: &mut State, arguments: &UpArguments) -> anyhow::Result<()> {
     for name in names(state, Role::Sds) {
         add_sds(state, &admin, &progress, &token, &name, arguments)?;
     }
-    progress.step("sdc1 joins");
-    node::run(state.node("sdc1")?, &["join", "--token", &token])?;
-    node::spawn(state, "sdc1")?;
-    let view = admin.wait_until("the data client is connected", Duration::from_secs(30), |view| {
-        view.sdcs.iter().any(|c| c.connected)
+    for name in names(state, Role::Sdc) {
+        progress.step(format!("{name} joins"));
+        node::run(state.node(&name)?, &["join", "--token", &token])?;
+        node::spawn(state, &name)?;
+    }
+    let view = admin.wait_until("the data clients are connected", Duration::from_secs(30), |view| {
+        view.sdcs.iter().filter(|c| c.connected).count() == arguments.sdc
     })?;
-    let sdc = ObjectRef(view.sdcs.iter().find(|c| c.connected).context("no data client")?.sdc.id.to_string());
+    let first =
+        view.sdcs.iter().find(|c| c.sdc.name.as_deref() == Some("sdc1")).context("no data client is called sdc1")?;
+    let sdc = ObjectRef(first.sdc.id.to_string());
     let mut made = Vec::new();
     for (name, size_bytes) in &arguments.volume {
         made.push(make_volume(state, &admin, &progress, name, *size_bytes, &sdc, arguments)?);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use sdc_api::{LocalAnswer, LocalRequest, LocalVolume, client};
 
-use crate::state::State;
+use crate::state::{Role, State};
 
 /// How long an unmounting may take before the device is taken away under it.
 const UNMOUNT_PATIENCE: Duration = Duration::from_secs(15);
@@ -91,18 +91,24 @@ pub fn mount(state: &State, name: &str, device: &str) -> anyhow::Result<PathBuf>
 /// Unmounts and detaches everything that this system's client has; complains, but goes on.
 pub fn release_all(state: &State) {
     let stuck: Vec<Child> = state.saved.volumes.iter().filter_map(|volume| unmount(volume.mount.as_deref()?)).collect();
-    let socket = state.saved.sockets.join("sdc1.sock");
-    if let Ok(LocalAnswer::Status(status)) = client::ask(&socket, &LocalRequest::Status, Duration::from_secs(5)) {
-        for volume in status.volumes.iter().filter(|v| v.device.is_some()) {
-            let detach = LocalRequest::Detach { volume: volume.volume.to_string(), force: true };
-            if let Err(error) = ask(&socket, &detach) {
-                eprintln!("dev: {}: {error:#}", volume.name);
-            }
-        }
+    for node in state.saved.nodes.iter().filter(|node| node.role == Role::Sdc) {
+        detach_all(Path::new(&node.address));
     }
     for mut child in stuck {
         if wait(&mut child, UNMOUNT_PATIENCE).is_none() {
             eprintln!("dev: an unmounting still hangs; it ends when its device is gone");
+        }
+    }
+}
+
+fn detach_all(socket: &Path) {
+    let Ok(LocalAnswer::Status(status)) = client::ask(socket, &LocalRequest::Status, Duration::from_secs(5)) else {
+        return;
+    };
+    for volume in status.volumes.iter().filter(|v| v.device.is_some()) {
+        let detach = LocalRequest::Detach { volume: volume.volume.to_string(), force: true };
+        if let Err(error) = ask(socket, &detach) {
+            eprintln!("dev: {}: {error:#}", volume.name);
         }
     }
 }

@@ -31,7 +31,7 @@ const BUFFER: usize = 16 << 10;
 /// Block size of our devices, bytes.
 const BLOCK_BYTES: u64 = 4096;
 /// A request on a dead or silent socket is sent again after this long, seconds. 0 would mean 30.
-const TIMEOUT_S: u64 = 10;
+const TIMEOUT_S: u64 = 5;
 /// A device without sockets waits this long for new ones before it fails, seconds.
 const DEAD_CONNECTION_TIMEOUT_S: u64 = 24 * 60 * 60;
 

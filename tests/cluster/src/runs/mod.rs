@@ -1,12 +1,16 @@
 //! The runs: each in a short form for every change, and in full for evidence.
 
 pub mod blackout;
+pub mod chaos;
 pub mod crowd;
+pub mod events;
+pub mod faults;
 pub mod interop;
 pub mod kills;
 pub mod many;
 pub mod memory;
 pub mod pause;
+pub mod rebuild;
 pub mod restarts;
 pub mod shares;
 
@@ -39,12 +43,22 @@ impl Moments {
         Ok(Self::new(seed))
     }
 
-    /// A span below the one given.
-    pub fn below(&mut self, most: Duration) -> Duration {
+    fn next(&mut self) -> u64 {
         self.state ^= self.state << 13;
         self.state ^= self.state >> 7;
         self.state ^= self.state << 17;
-        most.mul_f64((self.state >> 11) as f64 / (1u64 << 53) as f64)
+        self.state
+    }
+
+    /// A span below the one given.
+    pub fn below(&mut self, most: Duration) -> Duration {
+        most.mul_f64((self.next() >> 11) as f64 / (1u64 << 53) as f64)
+    }
+
+    /// A number below the one given, which is not 0.
+    pub fn number(&mut self, bound: u64) -> u64 {
+        // The low bits of this generator are the weak ones.
+        (u128::from(self.next()) * u128::from(bound) >> 64) as u64
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 
 use crate::fio;
 use crate::shell;
@@ -29,12 +29,8 @@ pub struct Outcome {
     pub mechanism: String,
     /// The longest time from the end of a daemon until its successor served.
     pub longest_down: Duration,
-    /// The longest request of `fio`.
-    pub longest_request: Duration,
-    /// Requests of `fio`, all verified.
-    pub requests: u64,
-    /// Its rounds.
-    pub rounds: usize,
+    /// `fio`, all verified.
+    pub load: fio::Rounds,
 }
 
 /// Runs it.
@@ -47,40 +43,17 @@ pub fn run(extent: &Extent) -> anyhow::Result<Outcome> {
         let mechanism =
             if device.display().to_string().starts_with("/dev/nbd") { "kernel nbd" } else { "FUSE and loop" }
                 .to_owned();
+        let target = format!("ioengine=libaio\ndirect=1\nthread\nfilename={}", device.display());
         let stop = AtomicBool::new(false);
         let (down, load) = std::thread::scope(|scope| {
-            let load = scope.spawn(|| verify(folder.path(), &device, &stop));
+            let load = scope.spawn(|| fio::rounds(folder.path(), &target, "64m", &stop));
             let down = blows(system, extent, &device);
             stop.store(true, Ordering::Relaxed);
             (down, load.join())
         });
         let load = load.map_err(|_| anyhow::anyhow!("the load panicked"))??;
-        Ok(Outcome { mechanism, longest_down: down?, ..load })
+        Ok(Outcome { mechanism, longest_down: down?, load })
     })
-}
-
-/// Writes the whole device at random and verifies it, again and again.
-fn verify(folder: &Path, device: &Path, stop: &AtomicBool) -> anyhow::Result<Outcome> {
-    let jobs = format!(
-        "[verify]\nioengine=libaio\ndirect=1\nthread\nrw=randwrite\nbsrange=4k-256k\nblockalign=4k\niodepth=16\nsize=64m\n\
-         filename={}\nverify=crc32c\nverify_fatal=1\nverify_state_save=0\nrandrepeat=0\n",
-        device.display()
-    );
-    let mut outcome = Outcome {
-        mechanism: String::new(),
-        longest_down: Duration::ZERO,
-        longest_request: Duration::ZERO,
-        requests: 0,
-        rounds: 0,
-    };
-    while !stop.load(Ordering::Relaxed) || outcome.rounds == 0 {
-        let done = fio::run(folder, &jobs, Duration::from_secs(300))?;
-        let job = done.first().context("fio reports no job")?;
-        outcome.longest_request = outcome.longest_request.max(job.longest);
-        outcome.requests += job.requests;
-        outcome.rounds += 1;
-    }
-    Ok(outcome)
 }
 
 /// Ends and starts the daemon; the longest time that it was away.

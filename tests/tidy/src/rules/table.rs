@@ -61,7 +61,7 @@ pub const PLACES: &[Place] = &[
     place("inspect", "tools/inspect", Kind::Outside, &[]),
     place("bench", "tools/bench", Kind::Outside, &[]),
     place("sim", "tests/sim", Kind::Outside, &[]),
-    place("cluster", "tests/cluster", Kind::Outside, &[]),
+    place("cluster", "tests/cluster", Kind::Outside, &["sim"]),
     place("docker", "tests/docker", Kind::Outside, &["cluster"]),
     place("guest", "tests/guest", Kind::Outside, &["cluster"]),
     place("tidy", "tests/tidy", Kind::Outside, &[]),
