@@ -10,8 +10,12 @@ use bytes::Bytes;
 use mdm_api::config::PgConfig;
 use mdm_api::epoch::{Epoch, RequestNumber, SnapSeq};
 use mdm_api::ids::PgId;
+use smallvec::SmallVec;
 
 use crate::block::ChunkId;
+
+/// Checksums of the blocks of a request or an answer. Those of up to 32 KiB need no memory of their own.
+pub type Checksums = SmallVec<[u32; 8]>;
 
 /// A question to a primary.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +54,7 @@ pub enum ClientOperation {
         offset: u32,
         /// One CRC32C for each block-sized piece of `data`, cut at the chunk's block boundaries: verified by the primary
         /// before anything else, so that in-flight damage is caught (P3).
-        checksums: Vec<u32>,
+        checksums: Checksums,
         /// The bytes, at least 1.
         data: Bytes,
     },
@@ -96,7 +100,7 @@ pub enum ClientAnswer {
     /// The bytes asked for, and one CRC32C for each block-sized piece of them, as in [`ClientOperation::Write`].
     Data {
         /// Checksums.
-        checksums: Vec<u32>,
+        checksums: Checksums,
         /// The bytes, possibly in several pieces that follow each other.
         data: Vec<Bytes>,
     },

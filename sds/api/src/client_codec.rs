@@ -13,7 +13,9 @@ use mdm_api::ids::{DeviceId, ProcessIncarnation, VtreeId};
 
 use crate::block::{BLOCK_BYTES, BlockRange, CHUNK_BLOCKS, CHUNK_BYTES, ChunkId};
 use crate::checksum::crc32c_append;
-use crate::client::{ClientAnswer, ClientError, ClientOperation, ClientReply, ClientRequest, RequestIdentity};
+use crate::client::{
+    Checksums, ClientAnswer, ClientError, ClientOperation, ClientReply, ClientRequest, RequestIdentity,
+};
 use crate::entry::{EntryDecodeError, get_pg, get_u8, get_u16, get_u32, get_u64, put_pg};
 
 /// Version of the encoding.
@@ -254,8 +256,8 @@ impl ClientReply {
 
 /// One CRC32C for each block-sized piece of some bytes that start at `offset` of a chunk, cut at the chunk's block
 /// boundaries. The bytes may come in several parts; cuts of parts and of blocks need not agree.
-pub fn piece_checksums<'a>(offset: u32, parts: impl IntoIterator<Item = &'a Bytes>) -> Vec<u32> {
-    let mut sums = Vec::new();
+pub fn piece_checksums<'a>(offset: u32, parts: impl IntoIterator<Item = &'a Bytes>) -> Checksums {
+    let mut sums = Checksums::new();
     let mut room = BLOCK_BYTES - offset as usize % BLOCK_BYTES;
     let mut open: Option<u32> = None;
     for part in parts {
@@ -337,7 +339,7 @@ fn get_identity(input: &mut &[u8]) -> Result<RequestIdentity, ClientDecodeError>
     Ok(RequestIdentity { request: RequestNumber(get_u64(input)?), oldest_unacked: RequestNumber(get_u64(input)?) })
 }
 
-fn get_checksums(input: &mut &[u8], count: usize) -> Result<Vec<u32>, ClientDecodeError> {
+fn get_checksums(input: &mut &[u8], count: usize) -> Result<Checksums, ClientDecodeError> {
     if input.len() < 4 * count {
         return Err(ClientDecodeError::Short);
     }

@@ -13,7 +13,7 @@ use mdm_api::epoch::Seq;
 use mdm_api::mutants::{self, Mutant};
 use sds_api::block::{BLOCK_BYTES, BlockRange, LayerKey};
 use sds_api::checksum::crc32c;
-use sds_api::client::{ClientAnswer, ClientError, ClientOperation};
+use sds_api::client::{Checksums, ClientAnswer, ClientError, ClientOperation};
 use sds_api::entry::WriteIdentity;
 use sds_api::peer::BlocksData;
 
@@ -316,7 +316,7 @@ impl Replica {
 /// The bytes `skip..skip + length` of some blocks, with one checksum for each block-sized piece.
 fn cut(content: &BlocksData, skip: usize, length: usize) -> ClientAnswer {
     let mut data: Vec<Bytes> = Vec::new();
-    let mut checksums = Vec::new();
+    let mut checksums = Checksums::new();
     let (mut position, end) = (0, skip + length);
     for piece in &content.data {
         let (from, to) = (skip.max(position), end.min(position + piece.len()));

@@ -12,7 +12,7 @@ use mdm_api::ids::DeviceId;
 use sds_api::block::{BLOCK_BYTES, BlockRange, CHUNK_BYTES};
 use sds_api::buf::AlignedBuf;
 use sds_api::checksum::crc32c;
-use sds_api::client::{ClientAnswer, ClientError};
+use sds_api::client::{Checksums, ClientAnswer, ClientError};
 use sds_api::entry::{Entry, EntryBody, WriteIdentity};
 use sds_api::peer::CreditGrant;
 
@@ -33,7 +33,7 @@ pub(crate) struct Change {
     /// The bytes; empty for whole blocks of zeros.
     pub(crate) data: Bytes,
     /// One for each block-sized piece of `data`.
-    checksums: Vec<u32>,
+    checksums: Checksums,
     /// Blocks that are written in part, and what they hold.
     edges: Vec<(u16, Option<Bytes>)>,
 }
@@ -64,7 +64,7 @@ impl Change {
     pub(crate) fn write(
         identity: WriteIdentity,
         offset: u32,
-        checksums: Vec<u32>,
+        checksums: Checksums,
         data: Bytes,
     ) -> Result<Self, ClientError> {
         let blocks = u32::try_from(data.len()).ok().and_then(|length| BlockRange::touching(offset, length));
@@ -95,7 +95,7 @@ impl Change {
             return EntryBody::Zero { layer, blocks };
         }
         if self.edges.is_empty() {
-            return EntryBody::Write { layer, blocks, checksums: self.checksums.clone(), data: self.data.clone() };
+            return EntryBody::Write { layer, blocks, checksums: self.checksums.to_vec(), data: self.data.clone() };
         }
         let base = usize::from(blocks.first()) * BLOCK_BYTES;
         let mut merged = AlignedBuf::zeroed(blocks.bytes());
@@ -106,7 +106,7 @@ impl Change {
         }
         let at = offset as usize - base;
         merged[at..at + self.data.len()].copy_from_slice(&self.data);
-        let mut checksums = self.checksums.clone();
+        let mut checksums = self.checksums.to_vec();
         for (block, _) in &self.edges {
             let index = usize::from(block - blocks.first());
             checksums[index] = crc32c(&merged[index * BLOCK_BYTES..(index + 1) * BLOCK_BYTES]);

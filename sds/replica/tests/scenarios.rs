@@ -533,9 +533,9 @@ fn a_damaged_or_impossible_request_changes_nothing() {
     };
     let data = bytes::Bytes::from(vec![1; 4096]);
     let bad: Vec<ClientOperation> = vec![
-        ClientOperation::Write { identity: numbers, offset: 0, checksums: vec![1], data: data.clone() },
-        ClientOperation::Write { identity: numbers, offset: 0, checksums: vec![], data: data.clone() },
-        ClientOperation::Write { identity: numbers, offset: u32::MAX, checksums: vec![1], data },
+        ClientOperation::Write { identity: numbers, offset: 0, checksums: vec![1].into(), data: data.clone() },
+        ClientOperation::Write { identity: numbers, offset: 0, checksums: vec![].into(), data: data.clone() },
+        ClientOperation::Write { identity: numbers, offset: u32::MAX, checksums: vec![1].into(), data },
         ClientOperation::Zero { identity: numbers, offset: 1 << 20, length: 1 },
         ClientOperation::Read { offset: 0, length: 0 },
         ClientOperation::Read { offset: 4096, length: u32::MAX },

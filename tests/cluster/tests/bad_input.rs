@@ -58,8 +58,7 @@ fn small() -> Options {
         devices: 1,
         device_size: "512MiB",
         volumes: vec!["demo:64MiB"],
-        attach: false,
-        isolate: false,
+        ..Options::default()
     }
 }
 

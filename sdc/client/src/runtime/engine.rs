@@ -17,12 +17,13 @@ use mdm_api::map::ClusterMap;
 use mdm_api::ticket::Credential;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::answer::Answer;
 use super::clock;
 use super::cluster::{Cluster, Opening};
 use super::connect::{ConnectError, connect};
 use super::link::{Link, LinkEvent};
 use super::volume::{Room, VolumeState};
-use crate::io::{IoError, IoId, IoOutput, IoRequest};
+use crate::io::{IoError, IoId, IoRequest};
 use crate::limits::SILENCE_MS;
 use crate::session::{Action, Event, Identity, Policy, Session};
 use crate::stats::Stats;
@@ -52,7 +53,7 @@ pub(super) enum Command {
         token: u64,
         request: IoRequest,
         room: Room,
-        answer: oneshot::Sender<Result<IoOutput, IoError>>,
+        answer: Answer,
     },
     Cancel {
         lane: u16,
@@ -70,7 +71,7 @@ pub(super) enum Command {
 /// An I/O whose user waits, or whose room is still taken.
 struct Pending {
     token: u64,
-    answer: Option<oneshot::Sender<Result<IoOutput, IoError>>>,
+    answer: Option<Answer>,
     _room: Room,
 }
 
@@ -197,7 +198,8 @@ impl Engine {
     }
 
     fn take_brought(&mut self) {
-        for (sds, event) in std::mem::take(&mut self.brought) {
+        let mut brought = std::mem::take(&mut self.brought);
+        for (sds, event) in brought.drain(..) {
             match event {
                 LinkEvent::Reply(reply) => {
                     let lane = Session::lane_of(reply.tag);
@@ -219,6 +221,7 @@ impl Engine {
                 LinkEvent::Lost(error) => self.lose(sds, &error),
             }
         }
+        self.brought = brought;
     }
 
     /// A link is gone: no answer of it comes after this.
@@ -339,8 +342,7 @@ impl Engine {
                 let hosted = self.lanes.get_mut(&lane);
                 let pending = hosted.and_then(|hosted| hosted.pending.get_mut(&id));
                 if let Some(answer) = pending.and_then(|pending| pending.answer.take()) {
-                    // A caller that has gone away has its cancellation on the way.
-                    let _ = answer.send(result);
+                    answer.send(result);
                 }
             }
             Action::Released(id) => {

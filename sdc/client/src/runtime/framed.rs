@@ -7,13 +7,15 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use mdm_api::frame::{FRONT_BYTES, FrameBounds, FrameKind, Front, encode_front};
 use sds_api::buf::AlignedBuf;
 use tokio::net::TcpStream;
 
 /// Bytes of the read buffer: a dozen small answers with their data.
 const BUFFER_BYTES: usize = 64 << 10;
+/// Memory for heads, hundreds of them.
+const HEADS_BYTES: usize = 32 << 10;
 /// Parts that one write call takes.
 const GATHER_MAX: usize = 64;
 
@@ -121,16 +123,22 @@ impl FrameReader {
 pub struct FrameWriter {
     parts: VecDeque<Bytes>,
     frames: usize,
+    /// Memory for the next heads.
+    heads: BytesMut,
 }
 
 impl FrameWriter {
     /// Appends a frame. Payload parts are not copied.
     pub fn push<'a>(&mut self, kind: FrameKind, header: &[u8], payload: impl IntoIterator<Item = &'a Bytes> + Clone) {
         let payload_bytes = payload.clone().into_iter().map(Bytes::len).sum();
-        let mut head = Vec::with_capacity(FRONT_BYTES + header.len());
-        head.extend_from_slice(&encode_front(kind, header, payload_bytes));
-        head.extend_from_slice(header);
-        self.parts.push_back(Bytes::from(head));
+        let head_bytes = FRONT_BYTES + header.len();
+        if self.heads.capacity() < head_bytes {
+            // The memory is used again once all heads in it are written.
+            self.heads.reserve(HEADS_BYTES.max(head_bytes));
+        }
+        self.heads.extend_from_slice(&encode_front(kind, header, payload_bytes));
+        self.heads.extend_from_slice(header);
+        self.parts.push_back(self.heads.split().freeze());
         self.parts.extend(payload.into_iter().filter(|part| !part.is_empty()).cloned());
         self.frames += 1;
     }

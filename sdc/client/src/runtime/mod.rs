@@ -3,6 +3,7 @@
 //! One task, the engine, owns every session of the client and does all of its socket I/O: no locks and no hand-over between
 //! tasks on the way of an I/O but one from the user to the engine and one back.
 
+mod answer;
 mod clock;
 mod cluster;
 mod connect;

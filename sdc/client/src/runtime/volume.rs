@@ -10,6 +10,7 @@ use mdm_api::model::AccessMode;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
+use super::answer::Pool;
 use super::engine::Command;
 use crate::io::{IoError, IoOutput, IoRequest};
 use crate::limits::{BYTES_MAX, IO_BYTES_MAX, OPERATIONS_MAX};
@@ -50,6 +51,7 @@ pub(super) struct Inner {
     operations: Arc<Semaphore>,
     credits: Arc<Semaphore>,
     tokens: AtomicU64,
+    answers: Pool,
 }
 
 /// The room that an I/O takes until nothing of it is under way.
@@ -116,6 +118,7 @@ impl Volume {
             operations: Arc::new(Semaphore::new(OPERATIONS_MAX)),
             credits: Arc::new(Semaphore::new(BYTES_MAX / CREDIT_BYTES)),
             tokens: AtomicU64::new(0),
+            answers: Pool::default(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -182,13 +185,13 @@ impl Volume {
             }
         };
         let token = self.inner.tokens.fetch_add(1, Ordering::Relaxed);
-        let (answer, answered) = oneshot::channel();
+        let (answer, answered) = self.inner.answers.pair();
         let command = Command::Submit { lane: self.inner.lane, token, request, room, answer };
         self.inner.commands.send(command).await.map_err(|_| IoError::Closed)?;
         let mut cancel = CancelOnDrop { inner: &self.inner, token, answered: false };
-        let result = answered.await;
+        let result = answered.wait().await;
         cancel.answered = true;
-        result.unwrap_or(Err(IoError::Closed))
+        result
     }
 
     async fn room(&self, request: &IoRequest) -> Result<Room, IoError> {

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use mdm_api::epoch::Nanos;
+use smallvec::SmallVec;
 
 use crate::io::{IoError, IoId, IoOutput, IoRequest};
 use crate::limits::{BACKOFF_MS_MAX, BACKOFF_MS_MIN};
@@ -29,8 +30,8 @@ pub(super) struct Operation {
     pub live: u32,
     /// Earlier overlapping changes that are not answered.
     pub blockers: usize,
-    /// What came back, by piece; only for reads and status.
-    outcomes: Vec<Outcome>,
+    /// What came back, by piece; only for reads and status. Most have one piece.
+    outcomes: SmallVec<[Outcome; 1]>,
     /// The first error; the I/O fails with it once its other pieces are settled.
     pub error: Option<IoError>,
     /// Its user was answered, or waits no more: what is left is only to settle what was sent.
@@ -84,10 +85,11 @@ impl Operation {
         if let Some(error) = self.error {
             return Err(error);
         }
-        let (mut data, mut status) = (Vec::with_capacity(self.outcomes.len()), Vec::new());
+        let (mut data, mut status) = (Vec::new(), Vec::new());
         for outcome in self.outcomes {
             match outcome {
                 Outcome::Nothing => {}
+                Outcome::Data(pieces) if data.is_empty() => data = pieces,
                 Outcome::Data(pieces) => data.extend(pieces),
                 Outcome::Status(blocks) => status.extend(blocks),
             }

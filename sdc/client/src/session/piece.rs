@@ -16,7 +16,7 @@
 use bytes::Bytes;
 use mdm_api::epoch::{Nanos, RequestNumber};
 use mdm_api::ids::SdsId;
-use sds_api::client::{ClientOperation, RequestIdentity};
+use sds_api::client::{Checksums, ClientOperation, RequestIdentity};
 
 use crate::io::IoId;
 
@@ -27,7 +27,7 @@ pub(super) type Slot = usize;
 #[derive(Debug)]
 pub(super) enum Work {
     Read,
-    Write { data: Bytes, checksums: Vec<u32> },
+    Write { data: Bytes, checksums: Checksums },
     Zero,
     Status,
 }

@@ -146,7 +146,7 @@ impl World {
                         oldest_unacked: RequestNumber(oldest_unacked),
                     },
                     offset: offset as u32,
-                    checksums: checksums(offset, &data),
+                    checksums: checksums(offset, &data).into(),
                     data,
                 }
             }
