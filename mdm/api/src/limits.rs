@@ -9,6 +9,13 @@ pub const GREETING_BYTES_MAX: usize = 16 << 10;
 pub const DATA_HEADER_BYTES_MAX: usize = 1 << 20;
 /// Longest payload of a data frame: a replication batch of several whole chunks.
 pub const DATA_PAYLOAD_BYTES_MAX: usize = 8 << 20;
+/// A member says at least this often, in milliseconds, to those who follow the map that it is in touch with the others.
+pub const FOLLOW_KEEPALIVE_MS: u64 = 250;
+/// Silence of the member that is followed, in milliseconds, after which another one is asked: it may be cut off, from here or
+/// from the others, and no connection would say so for seconds.
+pub const FOLLOW_SILENCE_MS: u64 = 1000;
+/// As `FOLLOW_SILENCE_MS`, at most, while no member speaks: the metadata managers are not to be flooded when they come back.
+pub const FOLLOW_SILENCE_MS_MAX: u64 = 8000;
 /// Longest name of an object, in bytes: ScaleIO's limit, which its clients rely on.
 pub const NAME_BYTES_MAX: usize = 31;
 /// Labels of one volume.

@@ -1,6 +1,7 @@
 //! The leader's failure detector: who is taken to be dead, and who is back.
 //!
-//! Judges by silence alone, and never before a new leader has listened for one silence span. A connection that was reset, or
+//! Judges by silence alone, and never before this member has listened for one silence span: as the leader, or before it led,
+//! if it heard another server all that time. A connection that was reset, or
 //! several servers that cannot reach one, shorten the span: a killed process is found in a fraction of a second, because
 //! its host resets what was connected to it, while one that is merely cut off from here is given the whole of it. A
 //! server that others still exchange leases with is spared for a while (F6), unless a fence waits for it.
@@ -43,7 +44,9 @@ fn judge(state: &State, observed: &Observed, timing: &Timing, now: Nanos, sds: &
     // Heartbeats of another process of that server say nothing for the one that is registered; rather the contrary.
     let own = heard.filter(|heard| heard.heartbeat.incarnation == sds.incarnation);
     // Nobody is silent before it was there: a process has one span from its registration to its first heartbeat.
-    let since = observed.leader_since().max(observed.registered_since(sds.id));
+    let listened = has_listened(observed, timing, now, sds);
+    let registered = observed.registered_since(sds.id);
+    let since = if listened { registered } else { registered.max(observed.leader_since()) };
     let last = own.map_or(since, |heard| heard.at.max(since));
     let silent_ms = now.ms_since(last);
     if let Some(heard) = own.filter(|_| silent_ms < 2 * timing.heartbeat_ms) {
@@ -56,9 +59,11 @@ fn judge(state: &State, observed: &Observed, timing: &Timing, now: Nanos, sds: &
     let reset = own.is_some_and(|heard| heard.reset_at.is_some());
     let shunned =
         live_others(observed, timing, now, sds).filter(|other| other.heartbeat.unreachable.contains(&sds.id)).count();
-    let limit_ms = if replaced || reset || shunned >= 2 { timing.remove_after_reset_ms } else { timing.dead_after_ms };
-    // One silence span for everybody after a change of leader, shortened or not: resets of that time are the change's.
-    if silent_ms < limit_ms || now.ms_since(observed.leader_since()) < timing.dead_after_ms {
+    // Nothing shortens the span right after a change of leader: resets of that time may be the change's.
+    let is_new = now.ms_since(observed.leader_since()) < timing.dead_after_ms;
+    let is_shortened = !is_new && (replaced || reset || shunned >= 2);
+    let limit_ms = if is_shortened { timing.remove_after_reset_ms } else { timing.dead_after_ms };
+    if silent_ms < limit_ms || (is_new && !listened) {
         return Verdict::Unknown;
     }
     if silent_ms < limit_ms + CORROBORATION_MS_MAX
@@ -69,6 +74,11 @@ fn judge(state: &State, observed: &Observed, timing: &Timing, now: Nanos, sds: &
         return Verdict::Unknown;
     }
     Verdict::Dead
+}
+
+/// True if this member has heard another server for a whole silence span: its own ears were open.
+fn has_listened(observed: &Observed, timing: &Timing, now: Nanos, sds: &Sds) -> bool {
+    live_others(observed, timing, now, sds).any(|other| now.ms_since(other.steady_since) >= timing.dead_after_ms)
 }
 
 /// Servers other than this one that are heard now.
@@ -181,15 +191,28 @@ mod tests {
     }
 
     #[test]
-    fn a_new_leader_gives_everybody_one_silence_span() {
+    fn a_new_leader_that_has_heard_nobody_gives_everybody_one_silence_span() {
         let mut watch = Watch::new();
-        let dead = watch.sds(0);
-        watch.pass(5000, &[dead], &[dead]);
+        let (dead, all) = (watch.sds(0), [watch.sds(0), watch.sds(1), watch.sds(2)]);
+        watch.pass(5000, &all, &all);
         watch.observed.lead(watch.now);
         watch.observed.reset(watch.now, dead);
         watch.pass(1050, &[dead], &[dead]);
         assert!(watch.verdicts().is_empty());
         watch.pass(300, &[dead], &[dead]);
+        assert!(watch.is_dead(dead));
+    }
+
+    // A leader's host that dies takes a data server with it.
+    #[test]
+    fn a_new_leader_that_has_heard_the_others_all_along_need_not_wait_for_who_is_silent() {
+        let mut watch = Watch::new();
+        let dead = watch.sds(0);
+        watch.pass(900, &[dead], &[dead]);
+        watch.observed.lead(watch.now);
+        watch.observed.reset(watch.now, dead);
+        assert!(watch.verdicts().is_empty(), "a reset of that time shortens nothing");
+        watch.pass(450, &[dead], &[dead]);
         assert!(watch.is_dead(dead));
     }
 

@@ -83,9 +83,8 @@ impl Observed {
         }
     }
 
-    /// Looks at the state: what is lost or dark, and since when. To be called before the reconcilers.
-    pub fn observe(&mut self, state: &State, now: Nanos) {
-        self.heard.retain(|sds, _| state.sds().contains_key(sds));
+    /// Looks at the state: who is registered, and since when. To be called by every member, now and then.
+    pub fn note_registered(&mut self, state: &State, now: Nanos) {
         self.registered.retain(|sds, _| state.sds().contains_key(sds));
         for (id, incarnation) in state.sds().values().filter_map(|sds| Some((sds.id, sds.incarnation?))) {
             let known = self.registered.entry(id).or_insert((incarnation, now));
@@ -93,6 +92,12 @@ impl Observed {
                 *known = (incarnation, now);
             }
         }
+    }
+
+    /// Looks at the state: what is lost or dark, and since when. To be called before the reconcilers.
+    pub fn observe(&mut self, state: &State, now: Nanos) {
+        self.note_registered(state, now);
+        self.heard.retain(|sds, _| state.sds().contains_key(sds));
         let lost: Vec<DeviceId> = state.devices().keys().filter(|device| !state.is_fit(**device)).copied().collect();
         self.lost_since.retain(|device, _| lost.binary_search(device).is_ok());
         for device in lost {

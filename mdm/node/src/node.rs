@@ -174,8 +174,8 @@ impl Node {
             Event::Request { key, request } => self.request(moment, key, request, out),
             Event::Heartbeat { connection, heartbeat } => self.heartbeat(moment, connection, *heartbeat, out),
             Event::Follow { connection, view, have } => {
-                if self.connections.follow(connection, view, have) {
-                    self.connections.push_one(connection, &self.state, out);
+                if self.connections.follow(connection, view, have, moment.now) {
+                    self.connections.push_one(connection, &self.state, moment.now, out);
                 } else {
                     let error = not_yours("a daemon may only follow the map as itself");
                     out.push(Action::Close { connection, error });
@@ -186,7 +186,7 @@ impl Node {
             }
             Event::PushWritten(connection) => {
                 self.connections.push_written(connection);
-                self.connections.push_one(connection, &self.state, out);
+                self.connections.push_one(connection, &self.state, moment.now, out);
             }
             Event::PasswordChecked { key, user, right } => self.password_checked(moment, key, user, right, out),
         }
@@ -200,6 +200,11 @@ impl Node {
         self.lead(moment, out);
         self.drain(moment, out);
         self.decide_deferred(moment, out);
+        self.observed.note_registered(&self.state, moment.now);
+        // A member that hears of no leader may be cut off from the others: its map may be old, for ever.
+        if self.leader.is_some() {
+            self.connections.keep_alive(&self.state, moment.now, out);
+        }
     }
 
     /// Hands an event to Raft; what comes of it is worked off by [`Node::drain`].
@@ -219,7 +224,7 @@ impl Node {
     fn settle(&mut self, moment: Moment, out: &mut Vec<Action>) {
         if std::mem::take(&mut self.has_applied) {
             self.decide_deferred(moment, out);
-            self.connections.push(&self.state, out);
+            self.connections.push(&self.state, moment.now, out);
         }
     }
 

@@ -530,3 +530,32 @@ fn a_follower_gets_steps_that_follow_on_each_other_and_one_at_a_time() {
     system.world.step(system.leader, foreign);
     assert!(matches!(system.world.got[&(system.leader, connection)].last(), Some(Got::Closed)));
 }
+
+#[test]
+fn a_follower_hears_that_nothing_changes_and_nothing_from_a_member_without_a_leader() {
+    let mut system = System::new();
+    let (sds, connection) = (system.servers[0].id, system.servers[0].connection);
+    system.world.step(system.leader, Event::Follow { connection, view: MapView::Sds(sds), have: Revision(0) });
+    let before = system.world.pushes(system.leader, connection);
+    let revision = before.last().unwrap().to;
+    system.world.run(1000);
+    let after = system.world.pushes(system.leader, connection);
+    let fresh = &after[before.len()..];
+    assert!(fresh.len() >= 3 && fresh.iter().all(|push| push.to == revision && push.changed.is_empty()), "{fresh:?}");
+}
+
+#[test]
+fn a_member_that_is_cut_off_from_the_others_says_nothing_to_its_followers() {
+    let mut world = World::three();
+    let follower = *world.members.keys().find(|id| Some(**id) != world.leader()).unwrap();
+    let sds = SdsId(7);
+    let connection = world.connect(follower, PeerRole::Sds(sds));
+    world.step(follower, Event::Follow { connection, view: MapView::Sds(sds), have: Revision(1) });
+    world.run(1000);
+    assert!(world.pushes(follower, connection).len() >= 3);
+    world.cut.insert(follower);
+    world.run(4000);
+    let before = world.pushes(follower, connection).len();
+    world.run(4000);
+    assert_eq!(world.pushes(follower, connection).len(), before);
+}

@@ -52,14 +52,7 @@ fn everything(system: &System) -> String {
 }
 
 fn small() -> Options {
-    Options {
-        mdm: 1,
-        sds: 2,
-        devices: 1,
-        device_size: "512MiB",
-        volumes: vec!["demo:64MiB"],
-        ..Options::default()
-    }
+    Options { mdm: 1, sds: 2, devices: 1, device_size: "512MiB", volumes: vec!["demo:64MiB"], ..Options::default() }
 }
 
 #[test]

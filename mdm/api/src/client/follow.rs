@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use super::connection::Connector;
 use crate::control::{ControlMessage, MdmAddress};
 use crate::epoch::Revision;
+use crate::limits::{FOLLOW_SILENCE_MS, FOLLOW_SILENCE_MS_MAX};
 use crate::map::{MapDelta, MapObject, MapView};
 
 /// Pause before the next member is tried.
@@ -53,12 +54,15 @@ pub fn follow(connector: Connector, members: Members, view: MapView, have: Revis
     tokio::spawn(async move {
         let mut have = have;
         let mut turn = 0;
+        let mut patience_ms = FOLLOW_SILENCE_MS;
         while !deltas.is_closed() {
             let addresses = members.addresses();
-            if let Some(address) = addresses.get(turn % addresses.len().max(1))
-                && let Err(error) = follow_one(&connector, address, &members, view, &mut have, &deltas).await
-            {
-                tracing::debug!(%address, %error, "the map is followed elsewhere");
+            if let Some(address) = addresses.get(turn % addresses.len().max(1)) {
+                let mut following = Following { members: &members, have: &mut have, deltas: &deltas, patience_ms };
+                if let Err(error) = following.follow_one(&connector, address, view).await {
+                    tracing::debug!(%address, %error, "the map is followed elsewhere");
+                }
+                patience_ms = following.patience_ms;
             }
             turn += 1;
             tokio::time::sleep(RETRY_PAUSE).await;
@@ -67,32 +71,43 @@ pub fn follow(connector: Connector, members: Members, view: MapView, have: Revis
     receiver
 }
 
-async fn follow_one(
-    connector: &Connector,
-    address: &str,
-    members: &Members,
-    view: MapView,
-    have: &mut Revision,
-    deltas: &mpsc::Sender<MapDelta>,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let mut connection = connector.connect(address).await?;
-    connection.writer.send(&ControlMessage::Follow { view, have: *have }).await?;
-    while let Some(message) = connection.reader.next().await? {
-        let ControlMessage::Push(delta) = message else { continue };
-        // A member that lags behind another one sends what is held already.
-        if delta.to <= *have {
-            continue;
+struct Following<'a> {
+    members: &'a Members,
+    have: &'a mut Revision,
+    deltas: &'a mpsc::Sender<MapDelta>,
+    /// How long the next member may be silent. Grows while none speaks.
+    patience_ms: u64,
+}
+
+impl Following<'_> {
+    async fn follow_one(
+        &mut self,
+        connector: &Connector,
+        address: &str,
+        view: MapView,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let patience = Duration::from_millis(self.patience_ms);
+        self.patience_ms = (2 * self.patience_ms).min(FOLLOW_SILENCE_MS_MAX);
+        let mut connection = tokio::time::timeout(patience, connector.connect(address)).await??;
+        connection.writer.send(&ControlMessage::Follow { view, have: *self.have }).await?;
+        while let Some(message) = tokio::time::timeout(patience, connection.reader.next()).await?? {
+            let ControlMessage::Push(delta) = message else { continue };
+            self.patience_ms = FOLLOW_SILENCE_MS;
+            // A member that lags behind another one sends what is held already, and one with nothing new an empty step.
+            if delta.to <= *self.have {
+                continue;
+            }
+            if delta.from != *self.have && delta.from != Revision(0) {
+                return Err(format!("a step from revision {} where {} is held", delta.from, self.have).into());
+            }
+            learn_members(self.members, &delta);
+            *self.have = delta.to;
+            if self.deltas.send(delta).await.is_err() {
+                return Ok(());
+            }
         }
-        if delta.from != *have && delta.from != Revision(0) {
-            return Err(format!("a step from revision {} where {} is held", delta.from, have).into());
-        }
-        learn_members(members, &delta);
-        *have = delta.to;
-        if deltas.send(delta).await.is_err() {
-            return Ok(());
-        }
+        Ok(())
     }
-    Ok(())
 }
 
 fn learn_members(members: &Members, delta: &MapDelta) {

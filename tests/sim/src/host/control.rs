@@ -7,6 +7,7 @@ use mdm_api::control::{ControlMessage, Heartbeat, PeerRole, Request, RequestErro
 use mdm_api::epoch::{Nanos, Revision};
 use mdm_api::error::CommandError;
 use mdm_api::frame::FrameKind;
+use mdm_api::limits::{FOLLOW_SILENCE_MS, FOLLOW_SILENCE_MS_MAX};
 use mdm_api::map::{MapDelta, MapView};
 
 use crate::core::Core;
@@ -56,6 +57,9 @@ pub struct Control {
     leader: usize,
     follows: Option<(MapView, usize)>,
     following: Option<ConnId>,
+    /// When the member that is followed last said something, and how long it may be silent.
+    heard_at: Nanos,
+    patience_ms: u64,
     /// The map's revision that is held; the follower keeps it up to date.
     pub have: Revision,
     /// Kept open to every member for heartbeats.
@@ -75,6 +79,8 @@ impl Control {
             leader: turn,
             follows: follows.map(|view| (view, turn)),
             following: None,
+            heard_at: Nanos(0),
+            patience_ms: FOLLOW_SILENCE_MS,
             have: Revision(0),
             heartbeats,
         }
@@ -194,6 +200,7 @@ impl Control {
             ControlMessage::Response { id: LOGIN, result: Err(_) } => self.drop_line(core, conn),
             ControlMessage::Response { id, result } => self.answered(core, id, result, out),
             ControlMessage::Push(delta) if self.following == Some(conn) => {
+                (self.heard_at, self.patience_ms) = (core.local(self.node), FOLLOW_SILENCE_MS);
                 if delta.to <= self.have {
                     return;
                 }
@@ -273,6 +280,7 @@ impl Control {
                     let message = encode(&ControlMessage::Follow { view, have: self.have });
                     core.send(conn, self.node, Frame::new(FrameKind::Control, message, bytes::Bytes::new()));
                     self.following = Some(conn);
+                    self.heard_at = now;
                 }
                 // Down: another one, if this one is not just being called.
                 None if !self.lines.contains_key(&(member, false)) => self.turn_follower(),
@@ -305,6 +313,12 @@ impl Control {
     pub fn wake(&mut self, core: &mut Core, out: &mut Vec<Heard>) {
         let now = core.local(self.node);
         self.redial.retain(|_, at| *at > now);
+        if let Some(conn) = self.following
+            && now.ms_since(self.heard_at) >= self.patience_ms
+        {
+            self.patience_ms = (2 * self.patience_ms).min(FOLLOW_SILENCE_MS_MAX);
+            self.drop_line(core, conn);
+        }
         let over: Vec<u64> = self.asked.iter().filter(|(_, asked)| asked.give_up <= now).map(|(id, _)| *id).collect();
         for id in over {
             if let Some(asked) = self.asked.remove(&id) {
@@ -322,6 +336,7 @@ impl Control {
         };
         let asked = self.asked.values().map(due).min();
         let redial = self.redial.values().min().copied();
-        asked.unwrap_or(Nanos::NEVER).min(redial.unwrap_or(Nanos::NEVER))
+        let silent = self.following.map(|_| self.heard_at.plus_ms(self.patience_ms));
+        [asked, redial, silent].into_iter().flatten().min().unwrap_or(Nanos::NEVER)
     }
 }
