@@ -509,7 +509,9 @@ impl World {
         }
         self.core.watch.may_lose_blocks |= kept.is_some();
         if fault == Fault::RotMetadata && kept.is_some() {
-            self.crash_node(node); // pages are looked at when a device is opened
+            // Pages are looked at when a device is opened; back at once, it is in sync still, and nothing is compared.
+            self.crash(node, false);
+            self.undo_after(50 * MS, Undo::Start(node));
         }
         kept.is_some()
     }

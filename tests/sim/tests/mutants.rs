@@ -34,7 +34,7 @@ fn may_matter(mutant: Mutant, plan: &Plan) -> bool {
         Mutant::SkipLeaseWait => comes(Fault::Reject),
         Mutant::ReadWithoutLease => comes(Fault::AloneWithClient) && plan.sdcs > 1,
         Mutant::ForgetRequestsInResync => comes(Fault::LoseAnswers) && plan.retained_bytes < 1 << 20,
-        Mutant::StaleMetadataHome => comes(Fault::RotMetadata) && plan.mix.large > 0,
+        Mutant::StaleMetadataHome => comes(Fault::RotMetadata),
         Mutant::WipedVoter => comes(Fault::LagAndWipe) && plan.mdms > 1,
         Mutant::GrowWithoutRequiring => comes(Fault::LateNews),
         Mutant::ForgetPromise => comes(Fault::CutFromMembers) && plan.copies > 2,
