@@ -21,9 +21,9 @@ pub enum Mutant {
     ForgetRequestsAtFailOver,
     /// I5: a learner is proposed before it has everything.
     LearnerTooEarly,
-    /// I13: a read looks for its lease before the bytes are in hand.
-    LeaseBeforeCapture,
-    /// I19: a freed allocation unit is given out at once.
+    /// I13: a read is answered without a look at the lease.
+    ReadWithoutLease,
+    /// I19: a freed allocation unit is the next that is given out.
     ReuseFreedUnit,
     /// I22: a failed flush counts as one that succeeded.
     IgnoreFailedFlush,
@@ -33,7 +33,7 @@ pub enum Mutant {
     ForgetRequestsInResync,
     /// F18: where the newest home of a metadata page is bad the older one is taken.
     StaleMetadataHome,
-    /// A member of the metadata manager whose log was wiped is heard under its old id.
+    /// A member of the metadata manager whose log was wiped votes, and is heard under its old id.
     WipedVoter,
     /// I9: a member is not waited for from the moment that its removal is proposed.
     ShrinkBeforeCommit,
@@ -47,11 +47,13 @@ pub enum Mutant {
     ForgetPromise,
     /// I21: blocks are handed out without a look at their checksums.
     ServeUnverified,
+    /// I8: a large write is linked before its data is durable.
+    LinkBeforeStaged,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::AcknowledgeBeforeDurable,
         Self::SkipLeaseWait,
         Self::KeepTermOverRestart,
@@ -59,7 +61,7 @@ impl Mutant {
         Self::ApplyBeforeCommit,
         Self::ForgetRequestsAtFailOver,
         Self::LearnerTooEarly,
-        Self::LeaseBeforeCapture,
+        Self::ReadWithoutLease,
         Self::ReuseFreedUnit,
         Self::IgnoreFailedFlush,
         Self::CopyWithoutDrain,
@@ -72,6 +74,7 @@ impl Mutant {
         Self::FenceTooEarly,
         Self::ForgetPromise,
         Self::ServeUnverified,
+        Self::LinkBeforeStaged,
     ];
 }
 

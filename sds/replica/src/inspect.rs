@@ -3,6 +3,7 @@
 
 use mdm_api::config::PgConfig;
 use mdm_api::epoch::{Nanos, Seq, Term};
+use sds_api::block::{BlockRange, LayerKey};
 use sds_api::entry::Entry;
 
 use crate::Context;
@@ -28,6 +29,16 @@ impl Replica {
     /// The newest promise.
     pub fn promised(&self) -> Term {
         self.promised
+    }
+
+    /// The term of the primary that it follows: it has answered that one's question, and no other since (I7).
+    pub fn follows(&self) -> Option<Term> {
+        self.follower.term()
+    }
+
+    /// The last entry that it has for good (I8).
+    pub fn durable(&self) -> Seq {
+        self.log.durable()
     }
 
     /// The last committed entry, as far as this replica knows.
@@ -58,6 +69,13 @@ impl Replica {
     /// True if it would answer a read that had its bytes in hand at this moment (I13).
     pub fn may_answer_reads(&self, now: Nanos, context: &Context) -> bool {
         self.role == Role::Primary && self.is_covered_by_all(now, context)
+    }
+
+    /// A layer that is being copied while writes to it are ordered and not committed (I23).
+    pub fn copies_undrained(&self) -> Option<LayerKey> {
+        let leader = self.leader.as_ref()?;
+        let mut captured = leader.members.values().filter_map(|member| member.resync.as_ref()?.captured());
+        captured.find(|layer| leader.overlaps.newest_write(layer.chunk, BlockRange::WHOLE).is_some())
     }
 
     /// True while it feeds a learner.

@@ -165,14 +165,8 @@ impl Replica {
     }
 
     fn read_store(&mut self, cx: &mut Cx<'_>, id: u64) {
-        let wants_lease = mutants::is_on(Mutant::LeaseBeforeCapture) && !self.holds_lease(cx);
         self.lead().waiting.remove(&id);
         let Some(request) = self.lead().requests.get_mut(&id) else { return };
-        if wants_lease {
-            request.at = At::Lease;
-            self.lead().waiting.insert(id);
-            return;
-        }
         request.at = At::Store;
         let (layer, blocks) = (request.layer, request.blocks);
         let ask = match request.work {
@@ -210,7 +204,7 @@ impl Replica {
     pub(crate) fn request_read(&mut self, cx: &mut Cx<'_>, id: u64, done: StoreDone) {
         // I13: checked now, with the bytes in hand. Without a lease somebody else may have written since; the bytes are
         // dropped and read again once a lease is held.
-        let lease = self.holds_lease(cx) || mutants::is_on(Mutant::LeaseBeforeCapture);
+        let lease = self.holds_lease(cx) || mutants::is_on(Mutant::ReadWithoutLease);
         let Some(request) = self.lead().requests.get_mut(&id) else { return };
         if let StoreDone::BadBlocks(blocks) = done {
             let (layer, range) = (request.layer, request.blocks);

@@ -91,6 +91,8 @@ pub(crate) struct Follower {
     answered: u64,
     /// The answered question whose stream has not begun yet.
     awaited: Option<u64>,
+    /// The term of the primary that asked it.
+    term: Option<Term>,
     /// Work of any stream that the store has in hand; the next waits for it.
     running: Option<(Token, Option<u64>, Seq)>,
     /// The patch whose base is being read.
@@ -106,6 +108,12 @@ impl Follower {
         self.stream = None;
         self.answered = 0;
         self.awaited = None;
+        self.term = None;
+    }
+
+    /// The term of the primary whose question was answered last, while that is the one that is followed.
+    pub(crate) fn term(&self) -> Option<Term> {
+        self.term
     }
 
     /// The last entry that may be committed while copies are open.
@@ -207,6 +215,7 @@ impl Replica {
         }
         self.follower.stream = None;
         self.follower.awaited = None;
+        self.follower.term = None;
         self.follower.asked = Some(ask);
         if self.promised < ask.term {
             self.promise(cx, ask.term);
@@ -223,6 +232,7 @@ impl Replica {
         let Some(home) = self.homes.get(&ask.from) else { return };
         self.follower.answered = ask.ask;
         self.follower.awaited = Some(ask.ask);
+        self.follower.term = Some(ask.term);
         // From this answer on, grants to that server cover this group.
         cx.context.leases.follow(self.me.pg, home.server, ask.incarnation);
         let tail = Tail {

@@ -7,6 +7,7 @@
 use bytes::Bytes;
 use mdm_api::epoch::{Seq, Version};
 use mdm_api::ids::PgId;
+use mdm_api::mutants::{self, Mutant};
 use sds_api::block::{AU_BLOCKS, AU_BYTES, CHUNK_AUS};
 use sds_api::entry::{Entry, EntryBody};
 
@@ -100,7 +101,8 @@ impl Store {
         let writes = runs.len();
         for (offset, data) in runs {
             self.counters.staged_bytes += data.len() as u64;
-            let op = DiskOp::Write { offset, buffers: vec![data], durable: !self.options.has(Bug::EarlyLink) };
+            let durable = !self.options.has(Bug::EarlyLink) && !mutants::is_on(Mutant::LinkBeforeStaged);
+            let op = DiskOp::Write { offset, buffers: vec![data], durable };
             self.submit(Owner::Stage(entry.pg, entry.version), IoClass::Foreground, op, out);
         }
         (Staged { aus, owned }, writes)

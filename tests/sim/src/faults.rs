@@ -17,12 +17,16 @@ use crate::rng::{Rng, mix};
 use crate::world::World;
 use sds_store::layout::Geometry;
 
+mod sequences;
+
+use sequences::Electors;
+
 /// Faults at a time; a world in which everything is broken for ever tests nothing.
 const ACTIVE_MAX: usize = 6;
 /// A device that was damaged is found, and replaced in all groups, within this.
 const DAMAGE_SETTLES: Time = 8 * SECOND;
 
-/// What ends a fault.
+/// What ends a fault, or goes on with it.
 #[derive(Clone, Debug)]
 enum Undo {
     Start(NodeId),
@@ -32,6 +36,10 @@ enum Undo {
     Disk(NodeId, usize),
     Files(NodeId),
     Map(VolumeId, SdcId),
+    Crash(NodeId),
+    Cut(Vec<(NodeId, NodeId)>, Time),
+    Unmap,
+    Wipe(Electors),
 }
 
 /// What is broken, and what is to break.
@@ -149,6 +157,18 @@ impl World {
                     (condition.slowness, condition.read_errors_ppm) = (1, 0);
                 }
             }
+            // The rest of a sequence does not come if faults end before.
+            Undo::Crash(_) | Undo::Cut(..) | Undo::Unmap if self.faults.is_over => {}
+            Undo::Crash(node) => {
+                self.crash_node(node);
+            }
+            Undo::Cut(links, duration) => {
+                self.cut_for(links, duration);
+            }
+            Undo::Unmap => {
+                self.unmap();
+            }
+            Undo::Wipe(electors) => self.wipe_elector(electors),
             Undo::Files(node) => {
                 if let Host::Mdm(host) = &mut self.hosts[node] {
                     host.slowness = 1;
@@ -290,6 +310,13 @@ impl World {
                 true
             }
             Fault::WipeMdm => self.wipe_member(),
+            Fault::Reject => self.reject(),
+            Fault::CutFromMembers => self.cut_from_members(),
+            Fault::AloneWithClient => self.alone_with_client(),
+            Fault::UnmapWhileCut => self.unmap_while_cut(),
+            Fault::LoseAnswers => self.lose_answers(),
+            Fault::LagAndWipe => self.lag_and_wipe(),
+            Fault::LateNews => self.late_news(),
             Fault::Unmap => self.unmap(),
             Fault::Resize => {
                 let volume = *self.faults.rng.pick(&directory.volumes);
@@ -314,6 +341,10 @@ impl World {
 
     fn crash_one(&mut self, nodes: &[NodeId]) -> bool {
         let node = self.pick(nodes);
+        self.crash_node(node)
+    }
+
+    fn crash_node(&mut self, node: NodeId) -> bool {
         if !self.core.reach[node].running {
             return false;
         }
@@ -332,14 +363,18 @@ impl World {
             return false;
         }
         let node = self.pick(&members);
+        self.wipe_log(node);
+        self.until(Undo::Start(node));
+        true
+    }
+
+    fn wipe_log(&mut self, node: NodeId) {
         let store = StoreId(self.faults.rng.word());
         self.crash(node, false);
         if let Host::Mdm(host) = &mut self.hosts[node] {
             host.wipe(store);
             host.is_wiped = true;
         }
-        self.until(Undo::Start(node));
-        true
     }
 
     fn cut_power(&mut self, node: NodeId) {
@@ -358,11 +393,16 @@ impl World {
     }
 
     fn cut(&mut self, links: Vec<(NodeId, NodeId)>) -> bool {
+        let duration = self.duration();
+        self.cut_for(links, duration)
+    }
+
+    fn cut_for(&mut self, links: Vec<(NodeId, NodeId)>, duration: Time) -> bool {
         for (from, to) in &links {
             self.core.with_net(|net, now, out| net.cut(now, *from, *to, out));
         }
         self.core.trace.line(self.core.now, || format!("cut {links:?}"));
-        self.until(Undo::Links(links));
+        self.undo_after(duration, Undo::Links(links));
         true
     }
 
@@ -415,7 +455,11 @@ impl World {
             return false;
         }
         let Host::Sds(host) = &self.hosts[node] else { return false };
+        let Some(geometry) = Geometry::new(self.core.plan.device_bytes, self.core.plan.journal_bytes) else {
+            return false;
+        };
         let slot = self.faults.rng.index(host.slots.len());
+        self.core.watch.is_damaged = true;
         if matches!(fault, Fault::WipeDevice | Fault::RollBackDevice) {
             return self.change_device(fault, node, slot);
         }
@@ -454,18 +498,21 @@ impl World {
                 disk.condition.misdirects = true;
                 Some(0)
             }
+            Fault::RotMetadata => disk.rot(geometry.page_offset, geometry.data_offset),
             _ => disk.rot(0, disk.size()),
         };
-        if let (Fault::Rot, Some(page)) = (fault, kept) {
-            let (size, journal) = (self.core.plan.device_bytes, self.core.plan.journal_bytes);
+        if let (Fault::Rot | Fault::RotMetadata, Some(page)) = (fault, kept) {
             let place = page * crate::disk::PAGE;
-            if let Some(geometry) = Geometry::new(size, journal) {
-                let ring = geometry.journal_offset..geometry.journal_offset + geometry.journal_bytes;
-                self.core.marks.hit_if("F17", ring.contains(&place));
-                self.core.marks.hit_if("F18", !ring.contains(&place) && place < geometry.data_offset);
-            }
+            let ring = geometry.journal_offset..geometry.journal_offset + geometry.journal_bytes;
+            self.core.marks.hit_if("F17", ring.contains(&place));
+            self.core.marks.hit_if("F18", !ring.contains(&place) && place < geometry.data_offset);
         }
         self.core.watch.may_lose_blocks |= kept.is_some();
+        if fault == Fault::RotMetadata && kept.is_some() {
+            // Pages are looked at when a device is opened; back at once, it is in sync still, and nothing is compared.
+            self.crash(node, false);
+            self.undo_after(50 * MS, Undo::Start(node));
+        }
         kept.is_some()
     }
 

@@ -41,11 +41,19 @@ pub enum Fault {
     Resize,
     ForgetDevices,
     WipeMdm,
+    Reject,
+    CutFromMembers,
+    AloneWithClient,
+    UnmapWhileCut,
+    LoseAnswers,
+    LagAndWipe,
+    RotMetadata,
+    LateNews,
 }
 
 impl Fault {
     /// All kinds.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 38] = [
         Self::CrashSds,
         Self::CrashMdm,
         Self::CrashSdc,
@@ -76,6 +84,14 @@ impl Fault {
         Self::Resize,
         Self::ForgetDevices,
         Self::WipeMdm,
+        Self::Reject,
+        Self::CutFromMembers,
+        Self::AloneWithClient,
+        Self::UnmapWhileCut,
+        Self::LoseAnswers,
+        Self::LagAndWipe,
+        Self::RotMetadata,
+        Self::LateNews,
     ];
 
     /// True if it may take what a device holds: only devices of one server get such.
@@ -89,6 +105,7 @@ impl Fault {
                 | Self::Hang
                 | Self::Full
                 | Self::Rot
+                | Self::RotMetadata
                 | Self::Misdirect
                 | Self::BadSector
         )

@@ -150,6 +150,7 @@ impl World {
             return Ok(());
         }
         self.collect_marks();
+        self.find_bad_blocks()?;
         if self.is_redundant() {
             self.compare_copies(outcome)?;
         }
@@ -361,6 +362,19 @@ impl World {
         let volumes = self.core.directory.mappings.iter().map(|(volume, _)| volume).collect::<BTreeSet<_>>();
         hits.push(("F25", volumes.len() < self.core.directory.mappings.len()));
         hits.into_iter().filter(|(_, holds)| *holds).for_each(|(row, _)| self.core.marks.hit(row));
+    }
+
+    /// P3: repairs hide a block that was spoilt by the store itself.
+    fn find_bad_blocks(&self) -> Result<(), String> {
+        let count = |host: &Host| match host {
+            Host::Sds(host) => host.counted().bad_blocks,
+            _ => 0,
+        };
+        let bad: u64 = self.hosts.iter().map(count).sum();
+        if bad > 0 && !self.core.watch.is_damaged {
+            return Err(format!("{bad} blocks were bad, and nothing was damaged (P3)"));
+        }
+        Ok(())
     }
 
     /// All servers end; their devices are opened and every in-sync copy is compared with the others.

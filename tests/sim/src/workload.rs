@@ -13,6 +13,8 @@ const HOT_BLOCKS: u64 = 16;
 /// Where large writes of a chunk begin.
 const LARGE_FIRST: u64 = 32;
 const LARGE_BLOCKS: u64 = 96;
+/// Blocks of an allocation unit.
+const UNIT_BLOCKS: u64 = 16;
 
 /// A request, and the registers that it sets.
 pub struct Drawn {
@@ -45,8 +47,15 @@ pub fn draw(rng: &mut Rng, history: &mut History, volume: u8, chunks: u64, mix: 
     let roll = rng.below(100);
     let is_large = rng.below(100) < mix.large;
     if is_large && roll < mix.writes {
-        let count = rng.between(17, 64);
-        let first = chunk + LARGE_FIRST + rng.below(LARGE_BLOCKS - count);
+        // Half of them are whole units, as large writes mostly are: those take a way of their own in the store.
+        let (count, first) = if rng.one_in(2) {
+            let units = rng.between(2, 4);
+            (units * UNIT_BLOCKS, rng.below(LARGE_BLOCKS / UNIT_BLOCKS + 1 - units) * UNIT_BLOCKS)
+        } else {
+            let count = rng.between(17, 64);
+            (count, rng.below(LARGE_BLOCKS - count))
+        };
+        let first = chunk + LARGE_FIRST + first;
         return write(history, volume, first * BLOCK as u64, count as usize * BLOCK);
     }
     let hot = mix.hot.min(HOT_BLOCKS);

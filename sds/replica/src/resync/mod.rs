@@ -97,6 +97,11 @@ impl Resync {
         }
     }
 
+    /// The layer whose content is being taken.
+    pub(crate) fn captured(&self) -> Option<LayerKey> {
+        self.current.filter(|current| current.capturing).map(|current| current.layer)
+    }
+
     /// An entry was ordered.
     pub(crate) fn note(&mut self, entry: &Entry) {
         match &entry.body {

@@ -7,7 +7,7 @@ pub mod protocol;
 use std::collections::BTreeMap;
 
 use mdm_api::config::PgConfig;
-use mdm_api::epoch::{Epoch, Revision, Term};
+use mdm_api::epoch::{AttachGeneration, Epoch, Revision, Term};
 use mdm_api::ids::{DeviceId, DeviceIncarnation, PgId, ProcessIncarnation, SdcId, VolumeId};
 use mdm_core::State;
 use sds_node::Shard;
@@ -31,6 +31,8 @@ pub struct Watch {
     pub may_lose_blocks: bool,
     /// Reads of devices fail now and then: the same, but nothing is lost.
     pub may_miss_blocks: bool,
+    /// Something was done to a device for which blocks of it may be bad, or itself suspect.
+    pub is_damaged: bool,
     /// Configurations that were looked at.
     pub configs: u64,
     revision: Revision,
@@ -42,6 +44,9 @@ pub struct Watch {
     seen_at: BTreeMap<NodeId, Revision>,
     serving: BTreeMap<(PgId, Term), (NodeId, DeviceId)>,
     sessions: BTreeMap<(VolumeId, SdcId), u32>,
+    /// Generations of mappings as they were last seen, and those below which all are fenced.
+    generations: BTreeMap<(VolumeId, SdcId), AttachGeneration>,
+    fenced: BTreeMap<(VolumeId, SdcId), AttachGeneration>,
     next_session: u32,
     /// What replicas do.
     pub protocol: Protocol,
@@ -113,6 +118,7 @@ impl Watch {
             }
         }
         if is_news {
+            self.note_fences(state);
             self.revision = state.revision();
             let gone: Vec<DeviceId> =
                 self.incarnations.keys().filter(|device| !state.devices().contains_key(device)).copied().collect();
@@ -122,6 +128,23 @@ impl Watch {
             }
             for (id, device) in state.devices() {
                 self.incarnations.insert(*id, device.incarnation);
+            }
+        }
+    }
+
+    /// I17: from the moment at which any member takes a fence for done nothing of the older generations is ordered.
+    fn note_fences(&mut self, state: &State) {
+        let mappings = state.mappings();
+        let is_there = |key: &(VolumeId, SdcId)| mappings.values().any(|found| (found.volume, found.sdc) == *key);
+        let gone: Vec<_> = self.generations.keys().filter(|key| !is_there(key)).copied().collect();
+        for key in gone {
+            self.fenced.extend(self.generations.remove(&key).map(|generation| (key, generation)));
+        }
+        for mapping in mappings.values() {
+            let key = (mapping.volume, mapping.sdc);
+            self.generations.insert(key, mapping.generation);
+            if mapping.fenced {
+                self.fenced.insert(key, mapping.generation);
             }
         }
     }
@@ -188,7 +211,13 @@ impl Watch {
                 }
             }
         }
-        let mut around = Around { newest: &self.newest, may_lose: self.may_lose_blocks, marks };
+        let mut around = Around {
+            newest: &self.newest,
+            fenced: &self.fenced,
+            may_lose: self.may_lose_blocks,
+            is_damaged: self.is_damaged,
+            marks,
+        };
         if let Err(text) = self.protocol.look(shard, &mut around) {
             self.fail(now, text);
         }

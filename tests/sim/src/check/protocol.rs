@@ -1,7 +1,8 @@
 //! What replicas do, step by step: one order for each group, nothing lost of it, nobody serving out of turn.
 //!
 //! The checker sees all servers at once, which no server does. It keeps what was committed as it happened and compares
-//! every replica that had an event with it (I6 to I12, I16); who may answer reads is compared across servers (I13 to I15).
+//! every replica that had an event with it (I5 to I12, I16, I17, I23); who may answer reads is compared across servers (I13
+//! to I15).
 
 use std::collections::BTreeMap;
 
@@ -50,6 +51,8 @@ pub struct Protocol {
     requests: BTreeMap<Request, Seq>,
     seen: BTreeMap<(PgId, DeviceId), Seen>,
     serving: BTreeMap<PgId, Term>,
+    /// What each replica has for good, also while its server is down.
+    durable: BTreeMap<(PgId, DeviceId), Seq>,
     /// To be compared with all other servers.
     pub risen: Vec<Risen>,
 }
@@ -58,8 +61,12 @@ pub struct Protocol {
 pub struct Around<'a> {
     /// The newest configurations.
     pub newest: &'a BTreeMap<PgId, PgConfig>,
+    /// Sessions of a mapping below these generations are fenced.
+    pub fenced: &'a BTreeMap<(VolumeId, SdcId), AttachGeneration>,
     /// Devices were damaged: what they acknowledged may be gone.
     pub may_lose: bool,
+    /// Something was done to a device that it may be suspected for.
+    pub is_damaged: bool,
     /// What was reached.
     pub marks: &'a mut Marks,
 }
@@ -115,9 +122,19 @@ impl Protocol {
             (seen.process, seen.committed) = (process, replica.committed());
             (seen.activation, seen.serves) = (None, None);
         }
+        self.durable.insert((pg, device), replica.durable());
         seen.promise = seen.promise.max(replica.durable_promise());
+        if let Some(term) = replica.follows().filter(|term| *term < seen.promise && !around.may_lose) {
+            return Err(format!("I7: the primary of term {term} is followed, {} is promised", seen.promise));
+        }
+        if let Some(layer) = replica.copies_undrained() {
+            return Err(format!("I23: {layer:?} is copied while writes to it are under way"));
+        }
         if replica.is_suspect() {
             around.marks.hit("I12");
+            if !around.is_damaged {
+                return Err("I12: a replica is suspect, and nothing was damaged".to_owned());
+            }
             if replica.role().leads() {
                 return Err("I12: a suspect replica leads".to_owned());
             }
@@ -191,7 +208,18 @@ impl Protocol {
             return Err(format!("I10: committed through {through}, the group is at {}", self.committed(pg)));
         }
         around.marks.hit_if("I10", !leads);
+        if leads && !around.may_lose {
+            self.is_everywhere(pg, through, around.newest)?;
+        }
         for entry in replica.entries(before, through) {
+            let fenced = |identity: &WriteIdentity| {
+                let below = around.fenced.get(&(identity.volume, identity.sdc));
+                below.is_some_and(|below| identity.session < *below)
+            };
+            // The tail of an earlier term is another matter: it may have been ordered long before the fence.
+            if leads && entry.version.term == replica.promised() && entry.identity.as_ref().is_some_and(fenced) {
+                return Err(format!("I17: entry {} is of a session that is fenced", entry.version.seq));
+            }
             let place = (pg, entry.version.seq);
             let found = (entry.version, digest(entry));
             match self.order.get(&place) {
@@ -218,6 +246,19 @@ impl Protocol {
         if leads {
             let known = self.committed.entry(pg).or_default();
             *known = (*known).max(through);
+        }
+        Ok(())
+    }
+
+    /// I5, I9: what is committed is durable on every member of the ISR, as the metadata manager knows it.
+    fn is_everywhere(&self, pg: PgId, through: Seq, newest: &BTreeMap<PgId, PgConfig>) -> Result<(), String> {
+        for member in newest.get(&pg).into_iter().flat_map(|config| &config.isr) {
+            let durable = self.durable.get(&(pg, *member)).copied().unwrap_or_default();
+            if durable < through {
+                return Err(format!(
+                    "I9: entries through {through} are committed, {member} has them through {durable}"
+                ));
+            }
         }
         Ok(())
     }
