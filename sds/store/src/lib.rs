@@ -23,6 +23,7 @@ mod alloc;
 mod append;
 mod apply;
 pub mod blockmap;
+mod carry;
 mod checkpoint;
 mod control;
 pub mod error;
