@@ -25,6 +25,7 @@ mod apply;
 pub mod blockmap;
 mod carry;
 mod checkpoint;
+mod chunks;
 mod control;
 pub mod error;
 mod fetch;
