@@ -171,22 +171,23 @@ fn figures(arguments: &Arguments, clean: &Opening, crashed: &Opening) -> Vec<Fig
     let mib = |bytes: usize| bytes as f64 / 1048576.0;
     let options = Options::default();
     let (sums, payload) = (options.checksum_cache_bytes, options.payload_cache_bytes);
-    let index = |resident: u64| (mib(resident as usize) - mib(sums)).max(0.0) / tib;
+    let index = (mib(clean.resident_bytes as usize) - mib(sums)).max(0.0) / tib;
+    let allowed = INDEX_MIB * tib + mib(sums + payload);
     let figure = |what: String, bound: String, measured: String| Figure { what, bound, measured };
     let (opening, more) = (clean.seconds / tib, crashed.seconds - clean.seconds);
     vec![
         figure(
             format!(
-                "memory of the index for each TiB, after opening, without the checksum cache of {:.0} MiB",
+                "memory of the index for each TiB, after opening: all but the checksum cache of {:.0} MiB",
                 mib(sums)
             ),
             format!("{INDEX_MIB:.0} MiB"),
-            format!("{:.0} MiB", index(clean.resident_bytes)),
+            format!("{index:.0} MiB"),
         ),
         figure(
-            format!("the same after {} small writes all over it, at rest", arguments.overwrites),
-            format!("{INDEX_MIB:.0} MiB"),
-            format!("{:.0} MiB", index(clean.resident_bytes_after)),
+            format!("memory of all after {} small writes all over it, at rest", arguments.overwrites),
+            format!("{allowed:.0} MiB: the index and both caches"),
+            format!("{:.0} MiB", mib(clean.resident_bytes_after as usize)),
         ),
         figure(
             "opening, for each TiB".to_owned(),
@@ -204,8 +205,9 @@ fn figures(arguments: &Arguments, clean: &Opening, crashed: &Opening) -> Vec<Fig
         ),
         figure(
             format!(
-                "memory of all then, with both caches ({:.0} MiB) and the entries that wait in the journal",
-                mib(sums + payload)
+                "memory of all then: index, both caches ({:.0} MiB), and {} entries that wait to be committed",
+                mib(sums + payload),
+                crashed.entries
             ),
             "-".to_owned(),
             format!("{:.0} MiB", mib(crashed.resident_bytes as usize)),
