@@ -1,33 +1,23 @@
-//! Changes that are not entries: voids, removals, mends, forgotten groups, dropped trees; and what is carried forward so
-//! that the tail can follow the head.
+//! Changes that are not entries: voids, removals, mends, forgotten groups, dropped trees; and what follows for the entries.
 //!
 //! A control takes effect in memory only once its record is durable, in the order of the journal, and not while a layer that
 //! it touches is being applied.
-
-use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use mdm_api::epoch::Seq;
 use mdm_api::ids::{PgId, VtreeId};
 use sds_api::block::{BLOCK_BYTES, CHUNK_BLOCKS, LayerKey};
 use sds_api::checksum::crc32c;
-use sds_api::entry::{Entry, EntryBody};
+use sds_api::entry::EntryBody;
 
-use crate::append::{Accepted, effect, record_bytes_max};
+use crate::append::{Accepted, effect};
 use crate::error::StoreError;
-use crate::journal::record::{Record, encode_entry, encode_link};
+use crate::journal::record::Record;
 use crate::journal::{Journal, Purpose};
 use crate::layer::{Mend, units_of};
-use crate::limits::{LOG_BYTES_MAX, REMOVE_LAYERS_MAX};
-use crate::read::ReadJob;
+use crate::limits::REMOVE_LAYERS_MAX;
 use crate::request::{Answer, Output, Token};
-use crate::stage::link_bytes_max;
 use crate::store::{Item, Store};
-
-/// Entries that are read at once to be written again at the head: their data is in memory meanwhile.
-const CARRIES_MAX: usize = 256;
-/// Milliseconds after which a full journal is looked through again for what holds its tail.
-const RETRY_MS: u64 = 100;
 
 /// A change that waits to be durable, then to be carried out.
 pub(crate) enum Control {
@@ -382,149 +372,6 @@ impl Store {
         }
     }
 
-    /// Writes again at the head what would hold up the tail for ever: promises, states, commit marks, uncommitted entries; and
-    /// asks for states where applied entries do.
-    pub(crate) fn relocate(&mut self, out: &mut Vec<Output>) {
-        let (head, ring) = (self.journal.head(), self.journal.ring_bytes());
-        // Before what is left is no more than the servers keep back from writers (a quarter): they would wait for each other.
-        let stuck = self.journal.used() > ring / 8 * 5 && self.now.ms_since(self.relocated_when) >= RETRY_MS;
-        // More was to be carried than could be read at once.
-        let resumes = self.carries_left && self.carries().is_empty();
-        let regular = stuck || resumes || head - self.relocated_at >= ring / 16;
-        // Everything before what frees units is carried past it, once for each time that half of them would come free.
-        let goal = self.units.quarantined_before();
-        let waiting = self.units.quarantined() - self.units.releasable(self.squeezed_to);
-        let squeezed = self.units_are_short() && self.checkpoint.is_none() && 2 * waiting >= self.units.quarantined();
-        let squeezes = squeezed && self.journal.tail() < goal && self.squeezed_to < goal;
-        if !regular && !squeezes {
-            return;
-        }
-        if squeezes {
-            // A goal beyond the head is come to in steps: what is carried moves the head.
-            self.squeezed_to = goal.min(head);
-        }
-        let half = head.saturating_sub(ring / 2);
-        let quarter = head.saturating_sub(ring / 4);
-        let squeeze = if squeezes { goal } else { 0 };
-        // Where memory for the log is short, states are wanted that let go of what is applied, wherever it lies.
-        let crowded = if self.log_bytes > LOG_BYTES_MAX * 3 / 4 { head } else { 0 };
-        self.carry_forward(half.max(squeeze), half, quarter.max(squeeze).max(crowded), regular, out);
-        (self.relocated_at, self.relocated_when) = (self.journal.head(), self.now);
-    }
-
-    /// A state that was asked for before is asked for again where `asks_again`: whoever was asked may not have been there
-    /// yet, or not have been allowed to speak for the group then.
-    fn carry_forward(
-        &mut self,
-        kept_before: u64,
-        entries_before: u64,
-        wanted_before: u64,
-        asks_again: bool,
-        out: &mut Vec<Output>,
-    ) {
-        let (mut promises, mut states, mut entries) = (Vec::new(), Vec::new(), Vec::new());
-        for (id, pg) in self.pgs.iter_mut().filter(|(_, pg)| !pg.forgetting) {
-            if let Some(kept) = pg.promise.as_ref().filter(|kept| kept.lsn < kept_before) {
-                promises.push((*id, kept.value));
-            }
-            if let Some(kept) = pg.state.as_ref().filter(|kept| kept.lsn < kept_before && pg.states_on_their_way == 0) {
-                states.push((*id, kept.value.clone()));
-            }
-            if pg.commit_durable.as_ref().is_some_and(|kept| kept.lsn < kept_before) {
-                self.commit_dirty.insert(*id);
-            }
-            let through = pg.through();
-            let holds = |log: &LogRef<'_>| log.1.lsn.is_some_and(|lsn| lsn < wanted_before) && log.1.applied;
-            let may_ask = !pg.state_wanted || (asks_again && pg.states_on_their_way == 0);
-            if may_ask && pg.log.range(through.next()..).any(|log| holds(&log)) {
-                pg.state_wanted = true;
-                out.push(Output::WantState { pg: *id });
-            }
-            let uncommitted = pg.log.range(pg.committed.next()..);
-            let old = uncommitted.filter(|(_, log)| log.lsn.is_some_and(|lsn| lsn < entries_before));
-            entries.extend(old.map(|(seq, _)| (*id, *seq)));
-        }
-        for (pg, term) in promises {
-            if self.has_own_room(32, 0) {
-                self.counters.reappended += 1;
-                self.add_promise(pg, term);
-            }
-        }
-        for (pg, (through, state)) in states {
-            if self.has_own_room(32 + state.len(), 0) {
-                self.counters.reappended += 1;
-                self.add_state(pg, through, state);
-            }
-        }
-        let under_way = self.carries();
-        let mut room = CARRIES_MAX.saturating_sub(under_way.len());
-        self.carries_left = false;
-        for (pg, seq) in entries.into_iter().filter(|entry| !under_way.contains(entry)) {
-            let log = self.pgs.get(&pg).and_then(|pg| pg.log.get(&seq));
-            if log.is_some_and(|log| log.staged.is_none() && log.entry.payload().len() < log.entry.payload_bytes()) {
-                if room == 0 {
-                    self.carries_left = true;
-                    break;
-                }
-                room -= 1;
-            }
-            self.carry_entry(pg, seq, out);
-        }
-    }
-
-    /// Entries that are being read to be written again at the head.
-    fn carries(&self) -> BTreeSet<(PgId, Seq)> {
-        self.reads.values().filter_map(ReadJob::carried).collect()
-    }
-
-    fn has_own_room(&self, record_bytes: usize, payload_bytes: usize) -> bool {
-        Journal::<Item>::cost(record_bytes, payload_bytes) <= self.journal.room(Purpose::Carry)
-    }
-
-    fn carry_entry(&mut self, pg: PgId, seq: Seq, out: &mut Vec<Output>) {
-        let Some(log) = self.pgs.get(&pg).and_then(|pg| pg.log.get(&seq)) else { return };
-        if log.staged.is_some() || log.entry.payload().len() == log.entry.payload_bytes() {
-            let entry = log.entry.clone();
-            self.add_again(entry);
-        } else {
-            self.fetch_entry(pg, seq, None, out);
-        }
-    }
-
-    /// Writes an uncommitted entry a second time, at the head, if there is room.
-    pub(crate) fn add_again(&mut self, entry: Entry) {
-        let Some(pg) = self.pgs.get(&entry.pg).filter(|pg| entry.version.seq > pg.committed) else { return };
-        // A dropped tree leaves no record that tells of older entries being done. Its drop must stay behind them in the
-        // journal: else the tail could pass the drop first, and a replay bring back what it had removed.
-        let tree = effect(&entry).map(|(key, ..)| key.chunk.vtree);
-        let drops = pg.drops.iter().filter(|(seq, vtree)| tree == Some(*vtree) && *seq > entry.version.seq);
-        let drops: Vec<Entry> = drops.filter_map(|(seq, _)| pg.log.get(seq)).map(|log| log.entry.clone()).collect();
-        let staged = pg.log.get(&entry.version.seq).and_then(|log| log.staged.as_ref()).map(|staged| staged.aus);
-        let cost = |entry: &Entry| Journal::<Item>::cost(link_bytes_max(entry), entry.payload().len());
-        let all: Vec<Entry> = std::iter::once(entry).chain(drops).collect();
-        // A quarter of the ring stays free of carried entries: else they would only chase each other around.
-        if all.iter().map(cost).sum::<u64>() + self.journal.ring_bytes() / 4 > self.journal.room(Purpose::Carry) {
-            return;
-        }
-        // A drop that is still on its way the first time would land in front of what is carried.
-        let placed = |entry: &Entry| self.pgs.get(&entry.pg)?.log.get(&entry.version.seq)?.lsn;
-        if !all.iter().all(|entry| placed(entry).is_some()) {
-            return;
-        }
-        for (index, entry) in all.into_iter().enumerate() {
-            let (pg, version, payload) = (entry.pg, entry.version, entry.payload().clone());
-            self.counters.reappended += 1;
-            if let (0, Some(aus)) = (index, staged) {
-                let item = Item::Entry { pg, version, payload_lsn: 0, payload_bytes: 0, again: true };
-                let add = |out: &mut Vec<u8>| encode_link(&entry, &aus, out);
-                self.journal.add(Bytes::new(), item, link_bytes_max(&entry), add);
-                continue;
-            }
-            let item = Item::Entry { pg, version, payload_lsn: 0, payload_bytes: payload.len(), again: true };
-            self.journal.add(payload, item, record_bytes_max(&entry), |out| encode_entry(&entry, out));
-        }
-    }
-
     /// True if freed units should be made usable before anything else asks for a checkpoint.
     pub(crate) fn units_are_short(&self) -> bool {
         let quarantined = self.units.quarantined();
@@ -533,5 +380,3 @@ impl Store {
         quarantined > 0 && (is_much || self.is_idle() || self.is_draining())
     }
 }
-
-type LogRef<'a> = (&'a Seq, &'a crate::pg::LogEntry);

@@ -36,6 +36,9 @@ pub(crate) struct Pending {
     pub(crate) is_zero: bool,
 }
 
+/// Bytes of memory that a layer takes for the first entry that is pending: mostly it is the only one.
+pub(crate) const PENDING_BYTES: usize = size_of::<Active>() + 4 * size_of::<Pending>() + 32;
+
 /// What goes on with a layer.
 #[derive(Default)]
 pub(crate) struct Active {
@@ -222,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_layer_at_rest_is_small() {
-        // With a key in the table of chunks, a place in the group's list and the home of its page this stays below 256.
+        // With a place in the table of chunks, one in the group's list and the home of its page this stays below 256.
         assert!(size_of::<Option<Layer>>() <= 192, "{}", size_of::<Option<Layer>>());
     }
 }

@@ -1,16 +1,14 @@
-//! All layers of all chunks: a table by slot, and for each tree the newest layer of each chunk.
+//! All layers of all chunks: a table by slot, and for each chunk its newest layer.
 //!
 //! A slot is the layer's place here and in the metadata pages. Layers of one chunk are a list from the newest to the oldest.
 //!
 //! Always true: every layer in the table is in the list of its chunk, once, in descending order of snapshots; segments of the
 //! table never move, so memory grows by what is needed and not by doubling.
 
-use std::collections::BTreeMap;
-
 use mdm_api::epoch::SnapSeq;
-use mdm_api::ids::VtreeId;
-use sds_api::block::LayerKey;
+use sds_api::block::{ChunkId, LayerKey};
 
+use crate::chunks::Chunks;
 use crate::layer::Layer;
 
 /// Slots of one segment of the table.
@@ -22,7 +20,7 @@ const NOTHING: u32 = u32::MAX;
 pub(crate) struct Layers {
     segments: Vec<Box<[Option<Layer>]>>,
     /// For each chunk its newest layer.
-    trees: BTreeMap<VtreeId, BTreeMap<u64, u32>>,
+    chunks: Chunks,
     /// Slots below `used` without a layer.
     free: Vec<u32>,
     used: u32,
@@ -33,7 +31,7 @@ pub(crate) struct Layers {
 impl Layers {
     /// Nothing, with room for so many.
     pub(crate) fn new(slot_count: u64) -> Self {
-        Self { segments: Vec::new(), trees: BTreeMap::new(), free: Vec::new(), used: 0, slot_count, count: 0 }
+        Self { segments: Vec::new(), chunks: Chunks::new(slot_count), free: Vec::new(), used: 0, slot_count, count: 0 }
     }
 
     /// All slots.
@@ -57,8 +55,7 @@ impl Layers {
     }
 
     fn newest(&self, key: &LayerKey) -> u32 {
-        let chunks = self.trees.get(&key.chunk.vtree);
-        chunks.and_then(|chunks| chunks.get(&key.chunk.index)).copied().unwrap_or(NOTHING)
+        self.chunks.get(key.chunk, |slot| chunk_of(&self.segments, slot)).unwrap_or(NOTHING)
     }
 
     /// The layers of a chunk from this snapshot on, newest first.
@@ -136,30 +133,19 @@ impl Layers {
     fn link(&mut self, newer: Option<u32>, key: &LayerKey, slot: u32) {
         match newer.and_then(|newer| self.at_mut(newer)) {
             Some(newer) => newer.older = slot,
-            None if slot == NOTHING => {
-                let chunks = self.trees.get_mut(&key.chunk.vtree);
-                let is_empty = chunks.is_some_and(|chunks| {
-                    chunks.remove(&key.chunk.index);
-                    chunks.is_empty()
-                });
-                if is_empty {
-                    self.trees.remove(&key.chunk.vtree);
-                }
-            }
-            None => drop(self.trees.entry(key.chunk.vtree).or_default().insert(key.chunk.index, slot)),
+            None if slot == NOTHING => self.chunks.remove(key.chunk, |slot| chunk_of(&self.segments, slot)),
+            None => self.chunks.set(key.chunk, slot, |slot| chunk_of(&self.segments, slot)),
         }
     }
 
     /// Takes a layer out.
     pub(crate) fn remove(&mut self, slot: u32) -> Option<Layer> {
-        let key = self.at(slot)?.key;
+        let (key, older) = self.at(slot).map(|layer| (layer.key, layer.older))?;
         let newer = self.newer_than(&key);
-        let place = self.segments.get_mut(slot as usize / SEGMENT)?.get_mut(slot as usize % SEGMENT)?;
-        let layer = place.take()?;
-        self.link(newer, &key, layer.older);
+        self.link(newer, &key, older);
         self.free.push(slot);
         self.count -= 1;
-        Some(layer)
+        self.segments.get_mut(slot as usize / SEGMENT)?.get_mut(slot as usize % SEGMENT)?.take()
     }
 
     /// Every layer, by slot.
@@ -168,11 +154,16 @@ impl Layers {
     }
 }
 
+/// The chunk of the layer in a slot.
+fn chunk_of(segments: &[Box<[Option<Layer>]>], slot: u32) -> ChunkId {
+    let layer = segments[slot as usize / SEGMENT][slot as usize % SEGMENT].as_ref();
+    layer.expect("what a chunk has is in the table").key.chunk
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mdm_api::ids::PgId;
-    use sds_api::block::ChunkId;
+    use mdm_api::ids::{PgId, VtreeId};
 
     fn key(vtree: u64, index: u64, snap: u64) -> LayerKey {
         LayerKey { chunk: ChunkId { vtree: VtreeId(vtree), index }, snap_seq: SnapSeq(snap) }

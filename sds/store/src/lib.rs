@@ -16,14 +16,16 @@
 //!
 //! The life of a large write: its data goes to fresh units, durable, then one record in the journal links them.
 //!
-//! Memory: less than 256 bytes for each chunk layer with data, a cache of their checksums, 48 bytes for each frame in the ring,
+//! Memory: about 220 bytes for each chunk layer with data, a cache of their checksums, 48 bytes for each frame in the ring,
 //! the headers of the entries in it, and the payload of those that wait to be applied up to a cap.
 
 mod alloc;
 mod append;
 mod apply;
 pub mod blockmap;
+mod carry;
 mod checkpoint;
+mod chunks;
 mod control;
 pub mod error;
 mod fetch;

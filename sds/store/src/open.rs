@@ -188,7 +188,8 @@ pub struct Opener {
     store: Option<Store>,
     replay: Replay,
     directory: Vec<HomeRef>,
-    pages: BTreeMap<u64, HomeRef>,
+    /// Pages from the first to the last one that was ever written.
+    page_end: u64,
     lost_pages: u64,
     sound: bool,
     contradiction: Option<u64>,
@@ -210,7 +211,7 @@ impl Opener {
             store: None,
             replay: Replay::default(),
             directory: Vec::new(),
-            pages: BTreeMap::new(),
+            page_end: 0,
             lost_pages: 0,
             sound: true,
             contradiction: None,
@@ -358,10 +359,7 @@ impl Opener {
             Phase::Root(bytes) => self.load_root(&bytes),
             Phase::Directory => {
                 self.phase = Phase::Pages;
-                if let Some(last) = self.pages.keys().next_back() {
-                    let geometry = self.geometry();
-                    self.reader.want(geometry.page_home(0, 0), 2 * PAGE * (last + 1));
-                }
+                self.reader.want(self.geometry().page_home(0, 0), 2 * PAGE * self.page_end);
             }
             Phase::Pages => self.begin_ring(),
             Phase::Ring(scanner) => {
@@ -446,7 +444,7 @@ impl Opener {
             let page = block * PAGES_PER_DIRECTORY + index as u64;
             if reference.generation > 0 && page < geometry.page_count {
                 store.meta.load_page(page as usize, reference);
-                self.pages.insert(page, reference);
+                self.page_end = self.page_end.max(page + 1);
             }
         }
     }
@@ -457,18 +455,22 @@ impl Opener {
         let length: u64 = parts.iter().map(|(length, _)| length).sum();
         let first = (offset - geometry.page_offset) / PAGE / 2;
         let last = (offset + length - geometry.page_offset).div_ceil(2 * PAGE);
-        for (page, reference) in self.pages.range(first..last) {
-            let place = geometry.page_home(*page, reference.home);
+        for page in first..last {
+            let reference = store.meta.page(page as u32);
+            if reference.generation == 0 {
+                continue;
+            }
+            let place = geometry.page_home(page, reference.home);
             let mut bytes = block_at(offset, parts, place, PAGE).unwrap_or_default();
-            let mut current = is_current(&bytes, Kind::Page, store.super_block.salt, *page, reference);
+            let mut current = is_current(&bytes, Kind::Page, store.super_block.salt, page, &reference);
             if !current && mutants::is_on(Mutant::StaleMetadataHome) {
-                let older = geometry.page_home(*page, 1 - reference.home);
+                let older = geometry.page_home(page, 1 - reference.home);
                 bytes = block_at(offset, parts, older, PAGE).unwrap_or_default();
                 current = decode_page(&bytes).is_some();
             }
             let Some(records) = current.then(|| decode_page(&bytes)).flatten() else {
                 self.lost_pages += 1;
-                store.touch_page(*page as u32);
+                store.touch_page(page as u32);
                 continue;
             };
             for (index, record) in records.into_iter().enumerate() {

@@ -8,6 +8,7 @@ use mdm_api::ids::VtreeId;
 use sds_api::block::{CHUNK_AUS, LayerKey};
 use sds_api::entry::{Entry, EntryBody};
 
+use crate::layer::PENDING_BYTES;
 use crate::stage::Deferred;
 
 /// Something whose newest durable version lies in the frame at `lsn`, which is needed for as long.
@@ -35,14 +36,15 @@ pub(crate) struct LogEntry {
 }
 
 impl LogEntry {
-    /// Bytes of memory that it takes, apart from its data.
+    /// Bytes of memory that it takes, apart from its data; with what its layer keeps for as long as it is pending.
     pub(crate) fn index_bytes(&self) -> usize {
-        let sums = match &self.entry.body {
-            EntryBody::Write { checksums, .. } => 4 * checksums.len(),
-            _ => 0,
+        let of_body = match &self.entry.body {
+            EntryBody::Write { checksums, .. } => 4 * checksums.len() + PENDING_BYTES,
+            EntryBody::Zero { .. } => PENDING_BYTES,
+            EntryBody::EpochStart { .. } | EntryBody::DropVtree { .. } | EntryBody::Elsewhere { .. } => 0,
         };
         // With its share of the tree that it stands in.
-        size_of::<Self>() + 32 + sums + self.staged.as_ref().map_or(0, |_| size_of::<Staged>())
+        size_of::<Self>() + 32 + of_body + self.staged.as_ref().map_or(0, |_| size_of::<Staged>())
     }
 }
 

@@ -83,7 +83,7 @@ impl Store {
             parked: 0,
             staged_units: 0,
             squeezed_to: 0,
-            carries_left: false,
+            carries_from: None,
             relocated_at: 0,
             relocated_when: Nanos(0),
             drains: Vec::new(),

@@ -170,8 +170,8 @@ pub struct Store {
     pub(crate) staged_units: u64,
     /// Up to here everything was carried forward to free units.
     pub(crate) squeezed_to: u64,
-    /// More entries are to be carried forward than were read at once.
-    pub(crate) carries_left: bool,
+    /// More entries are to be carried forward than were read at once: from here on.
+    pub(crate) carries_from: Option<(PgId, Seq)>,
     /// Where the head was when old things were last carried forward.
     pub(crate) relocated_at: u64,
     pub(crate) relocated_when: Nanos,

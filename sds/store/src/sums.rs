@@ -135,7 +135,8 @@ impl Sums {
     /// Lets pages go that were not used since the hand last passed them, until there is room.
     fn make_room(&mut self) {
         let mut looked_at = 0;
-        while self.held > self.most && looked_at < LOOKED_AT_MAX {
+        let most = LOOKED_AT_MAX.min(2 * self.pages.len());
+        while self.held > self.most && looked_at < most {
             looked_at += 1;
             self.hand = (self.hand + 1) % self.pages.len().max(1);
             let Some(place) = self.pages.get_mut(self.hand) else { return };

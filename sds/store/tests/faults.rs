@@ -319,6 +319,40 @@ fn a_state_that_nobody_gave_is_asked_for_again() {
 }
 
 #[test]
+fn a_journal_full_of_what_nobody_commits_is_not_read_again_and_again() {
+    let options = Options { payload_cache_bytes: 0, ..Options::default() };
+    let mut machine = Machine::fresh_with(64 << 20, 8 << 20, options);
+    let mut seq = 0;
+    loop {
+        let entries = (1..=8).map(|next| write(pg(0), 1, seq + next, layer(1, next, 0), 0, &[next])).collect();
+        match machine.call(Request::Append { entries }) {
+            Ok(Answer::Done) => seq += 8,
+            refused => break assert_eq!(refused, Err(StoreError::NoJournalSpace)),
+        }
+    }
+    // Bounded: it must come to an end.
+    for _ in 0..10_000 {
+        if !machine.disk.in_flight.is_empty() {
+            machine.complete(0);
+        }
+    }
+    assert!(machine.store.counters().reappended > 0, "what is older than half the ring was carried to the head");
+    assert!(machine.disk.in_flight.is_empty(), "it reads for ever what there is no room for");
+    let before = machine.store.counters().reads;
+    for _ in 0..100 {
+        machine.tick(20);
+        machine.run_disk();
+    }
+    // There is no room to carry anything to.
+    assert_eq!(machine.store.counters().reads - before, 0);
+    machine.request(Request::Commit { pg: pg(0), through: Seq(seq) });
+    machine.call(Request::SaveState { pg: pg(0), through: Seq(seq), state: Bytes::new() }).unwrap();
+    machine.call(Request::Checkpoint).unwrap();
+    let entries = vec![write(pg(0), 1, seq + 1, layer(2, 0, 0), 0, &[1])];
+    assert_eq!(machine.call(Request::Append { entries }), Ok(Answer::Done));
+}
+
+#[test]
 fn a_full_device_refuses_before_anything_happens_and_still_deletes() {
     let mut machine = Machine::fresh(8 << 20, JOURNAL);
     let (mut seq, mut refused) = (0, None);

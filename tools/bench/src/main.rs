@@ -3,6 +3,7 @@
 //! Figures of one machine at one moment say little; ratios to what the same device does bare, minutes apart on the same
 //! machine, say much. So everything here measures both, in turn, and prints the ratio.
 
+mod evidence;
 mod memory;
 mod store;
 mod usage;

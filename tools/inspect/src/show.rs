@@ -7,7 +7,7 @@ use comfy_table::presets::NOTHING;
 use mdm_api::ids::VtreeId;
 use sds_store::journal::scan::{Scanned, Scanner};
 use sds_store::layout::{Geometry, PAGE, SUPER_COPIES, last_super_offset};
-use sds_store::request::Request;
+use sds_store::request::{Request, Verdict};
 use sds_store::superblock::{Copy, SuperBlock, quorum};
 use serde_json::{Value, json};
 
@@ -161,13 +161,26 @@ pub fn verdict(device: &Path, format: Format) -> anyhow::Result<bool> {
     let rows: Vec<_> = rows.collect();
     print(&rows, format)?;
     if format == Format::Table {
-        say(&format!(
-            "Verdict: {:?}; opened {} times before.",
-            store.recovered.verdict,
-            store.recovered.open_count - 1
-        ))?;
+        let (verdict, before) = (explain(store.recovered.verdict), store.recovered.open_count - 1);
+        say(&format!("Verdict: {verdict}. Opened {before} times before."))?;
     }
-    Ok(store.recovered.verdict == sds_store::request::Verdict::Clean)
+    Ok(store.recovered.verdict == Verdict::Clean)
+}
+
+/// What a verdict means, and what follows from it.
+fn explain(verdict: Verdict) -> String {
+    match verdict {
+        Verdict::Clean => "clean: all that was ever acknowledged is here".to_owned(),
+        Verdict::TailUncertain => {
+            "the journal's end is uncertain: its last frame is not whole, most likely because it was \
+                                   being written; after a total outage the other copies are heard before these lead"
+                .to_owned()
+        }
+        Verdict::Suspect { why } => format!(
+            "suspect: {why}; acknowledged data may be missing, so the copies here do not count until they were made anew \
+             from others"
+        ),
+    }
 }
 
 /// `inspect space`.

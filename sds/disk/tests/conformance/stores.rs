@@ -185,6 +185,31 @@ fn a_store_lives_on_devices_of_both_sector_sizes_with_every_engine() {
 }
 
 #[test]
+fn a_store_moves_between_devices_of_both_sector_sizes() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("disk");
+    sds_disk::create_file(&file, SIZE).unwrap();
+    let mut sequence = 0;
+    for sector in [512, 4096, 512] {
+        let device = match LoopDevice::attach(&file, sector, false) {
+            Ok(device) => device,
+            Err(reason) => return println!("skipped: no loop device with sectors of {sector} bytes: {reason}"),
+        };
+        if sequence == 0 {
+            drop(Rig::formatted(&device.path, EngineKind::Uring));
+        }
+        let mut rig = Rig::open(&device.path, EngineKind::Uring).unwrap();
+        assert_eq!(rig.recovered.verdict, Verdict::Clean);
+        if sequence > 0 {
+            rig.commit(sequence);
+            assert_eq!(rig.read(sequence as u16, 1), bytes_of(sequence, 1));
+        }
+        sequence += 1;
+        rig.write(sequence, sequence as u16, 1);
+    }
+}
+
+#[test]
 fn a_device_of_another_system_is_refused_and_untouched() {
     on_loop_device(512, |device, file| {
         format(&Bench::new_at(EngineKind::Uring, device), SystemId(0x99), false).unwrap();

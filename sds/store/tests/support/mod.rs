@@ -65,7 +65,7 @@ pub struct Disk {
 }
 
 fn blocks_of(offset: u64, buffers: &[Bytes]) -> Vec<(u64, Block)> {
-    let all: Vec<u8> = buffers.iter().flat_map(|buffer| buffer.iter().copied()).collect();
+    let all = buffers.concat();
     assert!(all.len().is_multiple_of(4096) && offset.is_multiple_of(4096), "whole blocks");
     let number = |index: usize| offset / 4096 + index as u64;
     all.chunks_exact(4096).enumerate().map(|(i, b)| (number(i), Arc::new(b.try_into().unwrap()))).collect()

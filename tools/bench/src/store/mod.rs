@@ -54,15 +54,18 @@ pub struct Arguments {
     /// How often both sides take turns in a cell; medians are shown.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Only cells whose name contains this.
+    /// Only cells whose name contains this, or one of these.
     #[arg(long)]
-    only: Option<String>,
+    only: Vec<String>,
     /// The engine.
     #[arg(long, value_enum, default_value_t = Engine::Automatic)]
     engine: Engine,
     /// Count system calls by strace, in a run of their own.
     #[arg(long)]
     calls: bool,
+    /// Writes what was measured into this document.
+    #[arg(long)]
+    evidence: Option<PathBuf>,
 }
 
 /// Engines of `sds-disk`.
@@ -180,7 +183,7 @@ fn measure(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
     rig.fill(chunks)?;
     let mut rows = Vec::new();
     for cell in cell::all(arguments.seconds, arguments.sustained_seconds) {
-        if arguments.only.as_ref().is_some_and(|only| !cell.name.contains(only.as_str())) {
+        if !arguments.only.is_empty() && !arguments.only.iter().any(|only| cell.name.contains(only.as_str())) {
             continue;
         }
         eprintln!("{}", cell.name);
@@ -193,7 +196,11 @@ fn measure(arguments: &Arguments, format: Format) -> anyhow::Result<()> {
         let calls = if arguments.calls { calls(&mut rig, &cell)? } else { None };
         rows.push(Measured::of(cell, &both, calls));
     }
-    report::show(&rows, &engine.to_string(), rig.disk.device.geometry(), format)?;
+    let device = format!("engine {engine}, {}", rig.disk.device.geometry());
+    report::show(&rows, &device, format)?;
+    if let Some(path) = &arguments.evidence {
+        report::document(&rows, &device, path)?;
+    }
     rig.close()
 }
 
