@@ -42,7 +42,7 @@ impl System {
     /// Addresses that somebody knows, where none were configured.
     pub fn learn_members(&self, mdm: &[String]) {
         if self.members.addresses().is_empty() {
-            self.members.replace(mdm.to_vec());
+            self.members.replace_addresses(mdm.to_vec());
         }
     }
 

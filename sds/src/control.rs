@@ -71,7 +71,8 @@ pub(crate) async fn run(
                 });
                 for address in addresses {
                     senders.entry(address.clone()).or_insert_with(|| {
-                        tokio::spawn(report(connector.clone(), address, heartbeats.clone())).abort_handle()
+                        let reporting = report(connector.clone(), members.clone(), address, heartbeats.clone());
+                        tokio::spawn(reporting).abort_handle()
                     });
                 }
             }
@@ -107,12 +108,25 @@ async fn ask(client: MdmClient, id: CommandId, command: DaemonCommand, events: m
 }
 
 /// Heartbeats to one MDM, each as soon as the shard thread has made it.
-async fn report(connector: Connector, address: String, mut heartbeats: watch::Receiver<Option<Heartbeat>>) {
+async fn report(
+    connector: Connector,
+    members: Members,
+    address: String,
+    mut heartbeats: watch::Receiver<Option<Heartbeat>>,
+) {
     loop {
         match connector.connect(&address).await {
             Ok(connection) => {
                 let mdm_api::client::Connection { mut reader, mut writer, .. } = connection;
-                let acknowledgements = tokio::spawn(async move { while let Ok(Some(_)) = reader.next().await {} });
+                let members = members.clone();
+                // Who leads is heard here first, from those that are not cut off.
+                let acknowledgements = tokio::spawn(async move {
+                    while let Ok(Some(message)) = reader.next().await {
+                        if let ControlMessage::HeartbeatAck { leader: Some(leader), .. } = message {
+                            members.led_by(Some(leader));
+                        }
+                    }
+                });
                 loop {
                     if acknowledgements.is_finished() || heartbeats.changed().await.is_err() {
                         break;

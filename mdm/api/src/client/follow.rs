@@ -1,6 +1,7 @@
 //! Following the map, from whichever member answers.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -8,42 +9,81 @@ use tokio::sync::mpsc;
 use super::connection::Connector;
 use crate::control::{ControlMessage, MdmAddress};
 use crate::epoch::Revision;
+use crate::ids::MdmId;
 use crate::limits::{FOLLOW_SILENCE_MS, FOLLOW_SILENCE_MS_MAX};
 use crate::map::{MapDelta, MapObject, MapView};
 
 /// Pause before the next member is tried.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// Where the members are; learnt from the configuration at first and from the map later. Shared and cheap to clone.
+/// Where the members are, learnt from the configuration at first and from the map later; and who leads, as far as somebody
+/// has said. Shared and cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Members {
-    list: Arc<Mutex<Vec<String>>>,
+    known: Arc<Mutex<Known>>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    list: Vec<String>,
+    /// Those that the map told.
+    by_id: BTreeMap<MdmId, String>,
+    leader: Option<MdmId>,
 }
 
 impl Members {
     /// Starts from configured addresses.
     pub fn new(addresses: Vec<String>) -> Self {
-        Self { list: Arc::new(Mutex::new(addresses)) }
+        Self { known: Arc::new(Mutex::new(Known { list: addresses, ..Known::default() })) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        // What is known is whole at every moment.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All addresses.
     pub fn addresses(&self) -> Vec<String> {
-        self.list.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.lock().list.clone()
+    }
+
+    /// A member has said who leads.
+    pub fn led_by(&self, leader: Option<MdmId>) {
+        self.lock().leader = leader;
+    }
+
+    /// Who leads, and where it is.
+    pub fn leader(&self) -> Option<MdmAddress> {
+        let known = self.lock();
+        let id = known.leader?;
+        Some(MdmAddress { id, address: known.by_id.get(&id)?.clone() })
     }
 
     /// Takes the members' addresses from the map in place of what was known, if there are any.
-    pub fn replace(&self, addresses: Vec<String>) {
+    pub fn replace(&self, members: &[MdmAddress]) {
+        if !members.is_empty() {
+            let mut known = self.lock();
+            known.list = members.iter().map(|member| member.address.clone()).collect();
+            known.by_id = members.iter().map(|member| (member.id, member.address.clone())).collect();
+        }
+    }
+
+    /// Takes addresses in place of what was known, if there are any; whose they are is not known then.
+    pub fn replace_addresses(&self, addresses: Vec<String>) {
         if !addresses.is_empty() {
-            *self.list.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
+            let mut known = self.lock();
+            known.list = addresses;
+            known.by_id.clear();
         }
     }
 
     /// Adds where somebody says a member is.
     pub fn add(&self, member: &MdmAddress) {
-        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
-        if !list.contains(&member.address) {
-            list.push(member.address.clone());
+        let mut known = self.lock();
+        if !known.list.contains(&member.address) {
+            known.list.push(member.address.clone());
         }
+        known.by_id.insert(member.id, member.address.clone());
     }
 }
 
@@ -119,7 +159,7 @@ fn learn_members(members: &Members, delta: &MapDelta) {
         mdms.collect()
     };
     if delta.from == Revision(0) {
-        members.replace(addresses(delta).into_iter().map(|member| member.address).collect());
+        members.replace(&addresses(delta));
     } else {
         addresses(delta).iter().for_each(|member| members.add(member));
     }

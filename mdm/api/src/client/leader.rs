@@ -7,17 +7,23 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::connection::{ConnectError, Connector, FramedWriter};
 use super::follow::Members;
 use crate::control::{ControlMessage, MdmAddress, Request, RequestError, Response};
 use crate::error::CommandError;
+use crate::ids::MdmId;
 
 /// Requests that wait in this process at the most; more wait in their callers.
 const QUEUE: usize = 256;
 /// Pause before another member is tried when none leads.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// A member that has not answered for so long is left, if another one is said to lead: it may be cut off, and no connection
+/// says so for seconds.
+const UNANSWERED: Duration = Duration::from_millis(300);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Why a request has no answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -145,7 +151,7 @@ impl Asker {
     }
 
     async fn serve(&mut self, connection: super::Connection, waiting: &mut Vec<Job>) -> Ended {
-        let super::Connection { mut reader, mut writer, .. } = connection;
+        let super::Connection { mut reader, mut writer, mdm, .. } = connection;
         let (arrivals, mut arrived) = mpsc::channel(QUEUE);
         let reading = tokio::spawn(async move {
             loop {
@@ -157,7 +163,7 @@ impl Asker {
             }
         });
         let mut flying = BTreeMap::new();
-        let ended = self.exchange(&mut writer, &mut arrived, waiting, &mut flying).await;
+        let ended = self.exchange(mdm, &mut writer, &mut arrived, waiting, &mut flying).await;
         reading.abort();
         waiting.extend(flying.into_values());
         ended
@@ -165,12 +171,15 @@ impl Asker {
 
     async fn exchange<W: tokio::io::AsyncWrite + Unpin>(
         &mut self,
+        mdm: MdmId,
         writer: &mut FramedWriter<W>,
         arrived: &mut mpsc::Receiver<std::io::Result<Option<ControlMessage>>>,
         waiting: &mut Vec<Job>,
         flying: &mut BTreeMap<u64, Job>,
     ) -> Ended {
         let mut next_id = 1;
+        // When something was last sent while nothing was under way, or heard.
+        let mut lively = Instant::now();
         if let Some(token) = self.token.clone() {
             let resume = ControlMessage::Request { id: 0, request: Box::new(Request::Resume { token }) };
             if self.sent(writer, &resume).await.is_err() {
@@ -178,6 +187,9 @@ impl Asker {
             }
         }
         loop {
+            if flying.is_empty() {
+                lively = Instant::now();
+            }
             for job in std::mem::take(waiting) {
                 let message = ControlMessage::Request { id: next_id, request: Box::new(job.request.clone()) };
                 flying.insert(next_id, job);
@@ -194,9 +206,20 @@ impl Asker {
                     None if flying.is_empty() => return Ended::Finished,
                     None => {}
                 },
-                message = arrived.recv() => if self.take(message, flying, waiting).is_err() {
-                    return Ended::Moved;
-                },
+                message = arrived.recv() => {
+                    lively = Instant::now();
+                    if self.take(message, flying, waiting).is_err() {
+                        return Ended::Moved;
+                    }
+                }
+                () = sleep(LOOK), if !flying.is_empty() => {
+                    let elsewhere = self.members.leader().filter(|leader| leader.id != mdm);
+                    if lively.elapsed() >= UNANSWERED && elsewhere.is_some() {
+                        self.last_error = "a member that led does not answer".to_owned();
+                        self.hint = elsewhere;
+                        return Ended::Moved;
+                    }
+                }
                 () = sleep_until(wake), if soonest.is_some() => self.expire(flying),
             }
         }
@@ -261,5 +284,51 @@ impl Asker {
                 let _ = job.answer.send(Err(ClientError::Unavailable(text)));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+    use super::*;
+    use crate::command::Query;
+    use crate::control::PeerRole;
+
+    /// What is asked of a member that never answers; how the exchange ended, and what hint it left.
+    async fn ask_the_silent(members: Members) -> Option<MdmAddress> {
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+        let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let tls = tls.unwrap().with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+        let connector = Connector::new(Arc::new(tls), PeerRole::Tool, None);
+        let mut asker = Asker { connector, members, token: None, queue, last_error: String::new(), hint: None };
+        let (answer, _answered) = oneshot::channel();
+        let deadline = Instant::now() + Duration::from_secs(3);
+        let request = Request::Query(Query::System);
+        let (_arrivals, mut arrived) = mpsc::channel(1);
+        let mut waiting = vec![Job { request, deadline, answer }];
+        let mut flying = BTreeMap::new();
+        let mut writer = FramedWriter::new(tokio::io::sink());
+        let exchange = asker.exchange(MdmId(1), &mut writer, &mut arrived, &mut waiting, &mut flying);
+        let moved = tokio::time::timeout(Duration::from_secs(1), exchange).await;
+        assert_eq!(flying.len(), 1, "it is asked again elsewhere");
+        drop(jobs);
+        assert_eq!(moved.is_ok(), asker.hint.is_some());
+        asker.hint
+    }
+
+    #[tokio::test]
+    async fn a_silent_member_is_left_for_whoever_is_said_to_lead_and_not_without_one() {
+        let members = Members::default();
+        let addresses = [1, 2].map(|id| MdmAddress { id: MdmId(id), address: format!("h{id}:6611") });
+        members.replace(&addresses);
+        assert_eq!(ask_the_silent(members.clone()).await, None, "nobody is said to lead");
+        members.led_by(Some(MdmId(1)));
+        assert_eq!(ask_the_silent(members.clone()).await, None, "the silent one leads: it has its reasons");
+        members.led_by(Some(MdmId(2)));
+        assert_eq!(ask_the_silent(members).await, Some(addresses[1].clone()));
     }
 }
