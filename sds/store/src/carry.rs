@@ -108,10 +108,12 @@ impl Store {
             let first = if *id == from.0 { from.1.max(pg.committed.next()) } else { pg.committed.next() };
             let old = pg.log.range(first..).filter(|(_, log)| log.lsn.is_some_and(|lsn| lsn < before));
             for (seq, log) in old.filter(|(seq, _)| !under_way.contains(&(*id, **seq))) {
-                cost += carrying_cost(&log.entry, log.staged.is_some());
-                if !self.has_room_to_carry(cost) {
-                    break 'groups;
+                let cost_of_this = carrying_cost(&log.entry, log.staged.is_some());
+                // What is too long for the room there is does not hold up the others.
+                if !self.has_room_to_carry(cost + cost_of_this) {
+                    continue;
                 }
+                cost += cost_of_this;
                 if is_away(log) {
                     if reads == CARRIES_MAX {
                         self.carries_from = Some((*id, *seq));
