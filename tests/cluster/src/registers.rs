@@ -89,7 +89,7 @@ fn work(
         let start = now();
         let value = if writes {
             count += 1;
-            let value = number << 40 | count;
+            let value = (number << 40) | count;
             block.as_chunks_mut::<8>().0.iter_mut().for_each(|word| *word = value.to_le_bytes());
             client.write(index * stride, &block)?;
             value

@@ -58,7 +58,7 @@ impl Moments {
     /// A number below the one given, which is not 0.
     pub fn number(&mut self, bound: u64) -> u64 {
         // The low bits of this generator are the weak ones.
-        (u128::from(self.next()) * u128::from(bound) >> 64) as u64
+        ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
     }
 }
 

@@ -75,7 +75,7 @@ fn fill(address: &Address) -> anyhow::Result<()> {
         piece
             .chunks_mut(8)
             .zip(0u64..)
-            .for_each(|(word, at)| word.copy_from_slice(&(index << 32 | at | 1).to_le_bytes()));
+            .for_each(|(word, at)| word.copy_from_slice(&((index << 32) | at | 1).to_le_bytes()));
         client.write(index * PIECE_BYTES, &piece)?;
     }
     client.close()
