@@ -8,12 +8,27 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::{AttachError, failed};
 
+/// How long somebody may look at a device who only looks: programs that search for file systems open whatever there is.
+const GLANCE: Duration = Duration::from_millis(300);
+
 /// Opens the device exclusively: while the file is open nobody can mount it. Refused with the names of those who use
-/// it.
+/// it, and go on to.
 pub fn claim(device: &Path) -> Result<File, AttachError> {
+    let until = Instant::now() + GLANCE;
+    loop {
+        match claim_now(device) {
+            Err(AttachError::Busy { .. }) if Instant::now() < until => thread::sleep(Duration::from_millis(20)),
+            claimed => return claimed,
+        }
+    }
+}
+
+fn claim_now(device: &Path) -> Result<File, AttachError> {
     let exclusive = OpenOptions::new().read(true).custom_flags(libc::O_EXCL | libc::O_CLOEXEC).open(device);
     let busy = |users: &BTreeSet<String>| AttachError::Busy {
         device: device.display().to_string(),
