@@ -123,7 +123,7 @@ async fn report(
                 let acknowledgements = tokio::spawn(async move {
                     while let Ok(Some(message)) = reader.next().await {
                         if let ControlMessage::HeartbeatAck { leader: Some(leader), .. } = message {
-                            members.led_by(Some(leader));
+                            members.led_by(leader);
                         }
                     }
                 });

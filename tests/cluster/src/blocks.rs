@@ -3,13 +3,12 @@
 //! Each block is written again and again with a number that grows. A write that was answered is durable; one that was not
 //! may have taken effect or not. So a block must hold its last answered number, or the one that was under way.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context, bail};
 
 use crate::nbd::{Address, Client};
+use crate::worker::Worker;
 
 const BLOCK_BYTES: usize = 4096;
 
@@ -22,8 +21,7 @@ struct Known {
 
 /// A writer in a thread of its own; ends with its connection.
 pub struct Writer {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<Vec<Known>>,
+    worker: Worker<Vec<Known>>,
 }
 
 /// What the writer knew when its connection broke.
@@ -41,13 +39,11 @@ impl Writer {
     /// Writes to `count` blocks, spread over the whole volume.
     pub fn start(address: &Address, count: usize) -> anyhow::Result<Self> {
         let mut client = Client::connect(address)?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || {
+        let worker = Worker::start(move |stop| {
             let mut blocks = vec![Known::default(); count];
             let mut block = [0; BLOCK_BYTES];
             let mut round = 0;
-            while !flag.load(Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) {
                 round += 1;
                 for index in 0..count {
                     fill(&mut block, index, round);
@@ -60,14 +56,12 @@ impl Writer {
             }
             blocks
         });
-        Ok(Self { stop, thread })
+        Ok(Self { worker })
     }
 
     /// Waits for its end, which a killed server brings about.
     pub fn finish(self) -> anyhow::Result<Expected> {
-        self.stop.store(true, Ordering::Relaxed);
-        let blocks = self.thread.join().map_err(|_| anyhow::anyhow!("the writer panicked"))?;
-        Ok(Expected { blocks })
+        Ok(Expected { blocks: self.worker.finish()? })
     }
 }
 

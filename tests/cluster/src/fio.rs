@@ -18,8 +18,10 @@ const ROUND_MAX: Duration = Duration::from_secs(300);
 pub struct Job {
     /// Its name.
     pub name: String,
-    /// Reads and writes.
-    pub requests: u64,
+    /// Reads, of which a verification is made.
+    pub reads: u64,
+    /// Writes.
+    pub writes: u64,
     /// Bytes per second, both ways.
     pub bytes_per_s: f64,
     /// The longest request.
@@ -32,7 +34,7 @@ pub fn run(folder: &Path, jobs: &str, limit: Duration) -> anyhow::Result<Vec<Job
     std::fs::write(&file, jobs).context("cannot write the jobs")?;
     let mut command = shell::limited(limit, "fio", &["--output-format=json"]);
     command.arg(&file).current_dir(folder).stdin(Stdio::null());
-    parse(&mut command)
+    report(&mut command)
 }
 
 /// What came of rounds of verification.
@@ -55,16 +57,27 @@ pub fn rounds(folder: &Path, target: &str, size: &str, stop: &AtomicBool) -> any
     );
     let mut outcome = Rounds::default();
     while !stop.load(Ordering::Relaxed) || outcome.rounds == 0 {
-        let done = run(folder, &jobs, ROUND_MAX)?;
-        let job = done.first().context("fio reports no job")?;
-        outcome.longest = outcome.longest.max(job.longest);
-        outcome.requests += job.requests;
-        outcome.rounds += 1;
+        outcome.take(&run(folder, &jobs, ROUND_MAX)?)?;
     }
     Ok(outcome)
 }
 
-fn parse(command: &mut Command) -> anyhow::Result<Vec<Job>> {
+impl Rounds {
+    /// Counts a round in; one that wrote nothing, or verified nothing, is an error.
+    pub fn take(&mut self, done: &[Job]) -> anyhow::Result<()> {
+        let job = done.first().context("fio reports no job")?;
+        if job.reads == 0 || job.writes == 0 {
+            bail!("fio made {} reads and {} writes", job.reads, job.writes);
+        }
+        self.longest = self.longest.max(job.longest);
+        self.requests += job.reads + job.writes;
+        self.rounds += 1;
+        Ok(())
+    }
+}
+
+/// Runs `fio`, which is told to report in JSON, and reads its report.
+pub fn report(command: &mut Command) -> anyhow::Result<Vec<Job>> {
     let text = shell::run(command)?;
     // fio writes notes before its report.
     let json = text.get(text.find("\n{").map_or(0, |at| at + 1)..).unwrap_or_default();
@@ -78,13 +91,16 @@ fn job(report: &Value) -> anyhow::Result<Job> {
     if report["error"] != 0 {
         bail!("fio job {name}: error {}", report["error"]);
     }
+    let count =
+        |way: &str| report[way]["total_ios"].as_u64().with_context(|| format!("job {name}: no count of {way}s"));
     let both = |what: &str| ["read", "write"].iter().filter_map(|way| report[*way][what].as_f64()).sum::<f64>();
     let longest = ["read", "write"].iter().filter_map(|way| report[*way]["clat_ns"]["max"].as_u64()).max();
     Ok(Job {
-        name,
-        requests: both("total_ios") as u64,
+        reads: count("read")?,
+        writes: count("write")?,
         bytes_per_s: both("bw_bytes"),
         longest: Duration::from_nanos(longest.unwrap_or_default()),
+        name,
     })
 }
 
@@ -98,7 +114,11 @@ mod tests {
             "write": {"total_ios": 3, "bw_bytes": 8192, "clat_ns": {"max": 9}}}"#;
         let mut report: Value = serde_json::from_str(text).unwrap();
         let found = job(&report).unwrap();
-        assert_eq!((found.name.as_str(), found.requests, found.longest.as_nanos()), ("v1", 5, 9));
+        assert_eq!((found.name.as_str(), found.reads + found.writes, found.longest.as_nanos()), ("v1", 5, 9));
+        let mut rounds = Rounds::default();
+        rounds.take(std::slice::from_ref(&found)).unwrap();
+        assert_eq!((rounds.rounds, rounds.requests), (1, 5));
+        assert!(rounds.take(&[Job { reads: 0, ..found.clone() }]).is_err(), "nothing was verified");
         assert_eq!(found.bytes_per_s.to_bits(), 12_288.0_f64.to_bits());
         report["error"] = 5.into();
         assert!(job(&report).is_err());

@@ -1,34 +1,27 @@
 //! The longest time without a completion, seen by a writer of 4 KiB that visits every chunk in turn.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
-
 use crate::nbd::{Address, Client};
+use crate::worker::Worker;
 
 const CHUNK_BYTES: u64 = 1 << 20;
 const BLOCK_BYTES: usize = 4096;
 
 /// A writer in a thread of its own.
 pub struct Writer {
-    stop: Arc<AtomicBool>,
     moments: Receiver<Instant>,
-    thread: Option<JoinHandle<anyhow::Result<u64>>>,
+    worker: Worker<anyhow::Result<u64>>,
 }
 
 impl Writer {
     /// Starts writing.
     pub fn start(address: &Address) -> anyhow::Result<Self> {
         let mut client = Client::connect(address)?;
-        let stop = Arc::new(AtomicBool::new(false));
         let (sender, moments) = channel();
-        let flag = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || write(&mut client, &flag, &sender));
-        Ok(Self { stop, moments, thread: Some(thread) })
+        Ok(Self { moments, worker: Worker::start(move |stop| write(&mut client, stop, &sender)) })
     }
 
     /// The longest gap between completions that ends or lies in the span from `since` until now. A gap that is still open
@@ -45,16 +38,8 @@ impl Writer {
     }
 
     /// Ends it and gives the number of writes. Any I/O error of its life is the error of this.
-    pub fn finish(mut self) -> anyhow::Result<u64> {
-        self.stop.store(true, Ordering::Relaxed);
-        let thread = self.thread.take().context("it was ended already")?;
-        thread.join().map_err(|_| anyhow::anyhow!("the writer panicked"))?
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+    pub fn finish(self) -> anyhow::Result<u64> {
+        self.worker.finish()?
     }
 }
 
@@ -80,4 +65,10 @@ pub fn median(values: &[Duration]) -> Duration {
     let mut sorted = values.to_vec();
     sorted.sort();
     sorted.get(sorted.len() / 2).copied().unwrap_or_default()
+}
+
+/// The value that so many of a hundred do not exceed; of values in order.
+pub fn percentile(sorted: &[Duration], of_hundred: usize) -> Duration {
+    let place = (sorted.len() * of_hundred).div_ceil(100).max(1) - 1;
+    sorted.get(place).copied().unwrap_or_default()
 }

@@ -15,6 +15,7 @@
 //! | [`records`] | records that `fsync` acknowledged |
 //! | [`blocks`] | blocks of a volume that a writer knows to be durable |
 //! | [`registers`] | blocks that several clients share, checked as the simulator does |
+//! | [`worker`] | a thread that works until it is told to stop |
 //! | [`gaps`] | the longest time without a completion |
 //! | [`copies`] | reading every copy of every block |
 //! | [`hostile`] | listening ports, and bytes that nobody should send |
@@ -40,3 +41,4 @@ pub mod shell;
 pub mod system;
 pub mod tree;
 pub mod turn;
+pub mod worker;

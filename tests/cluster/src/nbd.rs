@@ -176,6 +176,15 @@ impl Client {
         self.request(FLUSH, 0, 0, &[])
     }
 
+    /// Writes the whole export full, with anything but zeros, and says goodbye.
+    pub fn fill(mut self) -> anyhow::Result<()> {
+        let data = vec![0x5a; 1 << 20];
+        for offset in (0..self.size_bytes).step_by(data.len()) {
+            self.write(offset, &data)?;
+        }
+        self.close()
+    }
+
     /// The whole export.
     pub fn read_all(&mut self) -> anyhow::Result<Vec<u8>> {
         let mut all = vec![0; usize::try_from(self.size_bytes)?];

@@ -4,9 +4,7 @@
 //! Every write has a value of its own, which fills its block, so that a torn block is recognised too.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -14,6 +12,7 @@ use sim::check::linear::{Step, register};
 
 use crate::nbd::{Address, Client};
 use crate::runs::Moments;
+use crate::worker::Worker;
 
 const BLOCK_BYTES: usize = 4096;
 /// Registers, few enough that clients meet, spread over the volume.
@@ -23,8 +22,7 @@ const PAUSE_MAX: Duration = Duration::from_millis(4);
 
 /// Clients at work.
 pub struct Registers {
-    stop: Arc<AtomicBool>,
-    clients: Vec<JoinHandle<anyhow::Result<Vec<(u64, Step)>>>>,
+    clients: Vec<Worker<anyhow::Result<Vec<(u64, Step)>>>>,
 }
 
 /// What was checked.
@@ -39,25 +37,22 @@ pub struct Checked {
 impl Registers {
     /// Starts so many clients, in turn at each of the addresses, which are of one volume.
     pub fn start(addresses: &[Address], clients: u64, seed: u64) -> anyhow::Result<Self> {
-        let (stop, begun) = (Arc::new(AtomicBool::new(false)), Instant::now());
+        let begun = Instant::now();
         let start = |(number, address): (u64, &Address)| -> anyhow::Result<_> {
             let client = Client::connect(address)?;
-            let flag = Arc::clone(&stop);
             let moments = Moments::new(seed.wrapping_add(number.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
-            Ok(std::thread::spawn(move || work(client, number, &flag, begun, moments)))
+            Ok(Worker::start(move |stop| work(client, number, stop, begun, moments)))
         };
         let each = (1..=clients).zip(addresses.iter().cycle());
         let clients = each.map(start).collect::<anyhow::Result<Vec<_>>>()?;
-        Ok(Self { stop, clients })
+        Ok(Self { clients })
     }
 
     /// Ends them and checks what they saw. Any I/O error is an error.
     pub fn finish(self) -> anyhow::Result<Checked> {
-        self.stop.store(true, Ordering::Relaxed);
         let mut registers: BTreeMap<u64, Vec<Step>> = BTreeMap::new();
         for client in self.clients {
-            let steps = client.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;
-            for (index, step) in steps {
+            for (index, step) in client.finish()?? {
                 registers.entry(index).or_default().push(step);
             }
         }

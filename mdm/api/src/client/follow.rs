@@ -48,8 +48,8 @@ impl Members {
     }
 
     /// A member has said who leads.
-    pub fn led_by(&self, leader: Option<MdmId>) {
-        self.lock().leader = leader;
+    pub fn led_by(&self, leader: MdmId) {
+        self.lock().leader = Some(leader);
     }
 
     /// Who leads, and where it is.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::connection::{ConnectError, Connector, FramedWriter};
 use super::follow::Members;
@@ -180,6 +180,9 @@ impl Asker {
         let mut next_id = 1;
         // When something was last sent while nothing was under way, or heard.
         let mut lively = Instant::now();
+        // Goes on by itself: requests that come one after the other must not put the look off.
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         if let Some(token) = self.token.clone() {
             let resume = ControlMessage::Request { id: 0, request: Box::new(Request::Resume { token }) };
             if self.sent(writer, &resume).await.is_err() {
@@ -212,7 +215,7 @@ impl Asker {
                         return Ended::Moved;
                     }
                 }
-                () = sleep(LOOK), if !flying.is_empty() => {
+                _ = looks.tick(), if !flying.is_empty() => {
                     let elsewhere = self.members.leader().filter(|leader| leader.id != mdm);
                     if lively.elapsed() >= UNANSWERED && elsewhere.is_some() {
                         self.last_error = "a member that led does not answer".to_owned();
@@ -326,9 +329,9 @@ mod tests {
         let addresses = [1, 2].map(|id| MdmAddress { id: MdmId(id), address: format!("h{id}:6611") });
         members.replace(&addresses);
         assert_eq!(ask_the_silent(members.clone()).await, None, "nobody is said to lead");
-        members.led_by(Some(MdmId(1)));
+        members.led_by(MdmId(1));
         assert_eq!(ask_the_silent(members.clone()).await, None, "the silent one leads: it has its reasons");
-        members.led_by(Some(MdmId(2)));
+        members.led_by(MdmId(2));
         assert_eq!(ask_the_silent(members).await, Some(addresses[1].clone()));
     }
 }

@@ -1,19 +1,47 @@
 //! The long runs. Each writes what it measured into `docs/evidence/`: commit, command, machine, figures.
 //!
-//! `cargo run --release -p cluster --bin evidence -- a2|a3|a4|a5|a7|many|n3|n4|n5|pauses|chaos|rebuild`
+//! `cargo run --release -p cluster --bin evidence -- RUN`; without one it names them.
 
 use std::fmt::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use cluster::runs::{
     blackout, chaos, crowd, events, interop, kills, many, memory, pause, rebuild, restarts, shares, show,
 };
 use cluster::{programs, shell};
 
-/// All runs.
-const RUNS: &str = "a2, a3, a4, a5, a7, many, n3, n4, n5, pauses, chaos or rebuild";
+/// What a run measured, as text, and whether it is what is promised.
+type Measured = anyhow::Result<(String, anyhow::Result<()>)>;
+
+/// A run.
+struct Run {
+    name: &'static str,
+    title: &'static str,
+    run: fn() -> Measured,
+}
+
+const fn run(name: &'static str, title: &'static str, run: fn() -> Measured) -> Run {
+    Run { name, title, run }
+}
+
+/// All of them.
+const ALL: &[Run] = &[
+    run("a2", "A tree is copied while servers and metadata managers are killed", a2),
+    run("a3", "All processes are killed at once during writes", a3),
+    run("a4", "Other people's clients, also while a server is killed", a4),
+    run("a5", "The pause after a kill", a5),
+    run("a7", "Memory under 30 minutes of random writes", a7),
+    run("many", "A thousand volumes on one host", many_volumes),
+    run("n3", "The data client ends and starts under a device of the fallback", n3),
+    run("n4", "A crowd on one volume", n4),
+    run("n5", "A hundred volumes written at once", n5),
+    run("pauses", "How long a client waits, event by event", pauses),
+    run("chaos", "Random kills, pauses and cuts under load", chaos_run),
+    run("rebuild", "What comes back after an absence and after a loss", rebuild_runs),
+];
+
 /// Most that a daemon may grow between the looks, in percent.
 const GROWTH_PERCENT_MAX: u64 = 110;
 /// Most memory of a data server with two devices.
@@ -33,7 +61,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let result = match arguments.as_slice() {
         [name] => evidence(name),
-        _ => Err(anyhow::anyhow!("name one run: {RUNS}")),
+        _ => Err(anyhow::anyhow!("name one run: {}", names())),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -44,59 +72,22 @@ fn main() -> ExitCode {
     }
 }
 
+fn names() -> String {
+    ALL.iter().map(|run| run.name).collect::<Vec<_>>().join(", ")
+}
+
 fn evidence(name: &str) -> anyhow::Result<()> {
+    let run = ALL.iter().find(|run| run.name == name);
+    let run = run.with_context(|| format!("there is no run '{name}': choose one of {}", names()))?;
     // What was run is what is there now: the tree may move on meanwhile.
     let source = source()?;
     programs::folder()?;
     let started = Instant::now();
-    let mut verdict = Ok(());
-    let (title, text) = match name {
-        "a2" => ("A tree is copied while servers and metadata managers are killed", a2()?),
-        "a3" => ("All processes are killed at once during writes", a3()?),
-        "a4" => ("Other people's clients, also while a server is killed", a4()?),
-        "a5" => {
-            let (text, fine) = a5()?;
-            verdict = fine;
-            ("The pause after a kill", text)
-        }
-        "a7" => {
-            let (text, fine) = a7()?;
-            verdict = fine;
-            ("Memory under 30 minutes of random writes", text)
-        }
-        "many" => ("A thousand volumes on one host", many_volumes()?),
-        "n3" => {
-            let (text, fine) = n3()?;
-            verdict = fine;
-            ("The data client ends and starts under a device of the fallback", text)
-        }
-        "n4" => {
-            let (text, fine) = n4()?;
-            verdict = fine;
-            ("A crowd on one volume", text)
-        }
-        "n5" => {
-            let (text, fine) = n5()?;
-            verdict = fine;
-            ("A hundred volumes written at once", text)
-        }
-        "pauses" => {
-            let (text, fine) = pauses()?;
-            verdict = fine;
-            ("How long a client waits, event by event", text)
-        }
-        "chaos" => ("Random kills, pauses and cuts under load", chaos_run()?),
-        "rebuild" => {
-            let (text, fine) = rebuild_runs()?;
-            verdict = fine;
-            ("What comes back after an absence and after a loss", text)
-        }
-        other => bail!("there is no run '{other}': choose {RUNS}"),
-    };
+    let (text, verdict) = (run.run)()?;
     let folder = programs::root().join("docs").join("evidence");
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let path = folder.join(format!("{name}.md"));
-    let text = format!("# {title}\n\n{}{text}", preface(name, &source, started.elapsed())?);
+    let text = format!("# {}\n\n{}{text}", run.title, preface(name, &source, started.elapsed())?);
     std::fs::write(&path, &text).with_context(|| format!("cannot write {}", path.display()))?;
     print!("{text}");
     verdict
@@ -130,7 +121,7 @@ fn preface(name: &str, source: &str, span: Duration) -> anyhow::Result<String> {
     ))
 }
 
-fn a2() -> anyhow::Result<String> {
+fn a2() -> Measured {
     let outcome = kills::run(&kills::FULL)?;
     let mut text = format!(
         "A tree of {} files and {} MiB was copied {} times onto a mounted ext4 without an I/O error; the last {} copies \
@@ -143,13 +134,13 @@ fn a2() -> anyhow::Result<String> {
     for (what, span) in &outcome.faults {
         writeln!(text, "| {what} | {} |", show(*span))?;
     }
-    Ok(text)
+    Ok((text, Ok(())))
 }
 
-fn a3() -> anyhow::Result<String> {
+fn a3() -> Measured {
     let outcome = blackout::run(&blackout::FULL)?;
     let healing: Vec<String> = outcome.healing.iter().map(|span| show(*span)).collect();
-    Ok(format!(
+    let text = format!(
         "{} black-outs. All of {} records that `fsync` had acknowledged and all of {} answered writes are there; \
          `e2fsck -fn` is clean after each; all copies are identical (the volumes were read with each data server down in \
          turn).\n\nFrom the start of all processes to full health: {}.\n",
@@ -157,12 +148,13 @@ fn a3() -> anyhow::Result<String> {
         outcome.records,
         outcome.writes,
         healing.join(", ")
-    ))
+    );
+    Ok((text, Ok(())))
 }
 
-fn a4() -> anyhow::Result<String> {
+fn a4() -> Measured {
     let outcome = interop::run(&interop::FULL)?;
-    Ok(format!(
+    let text = format!(
         "`nbdcopy` and `qemu-img convert` each wrote an image of {} MiB and read it back identical. `fio --ioengine=nbd` \
          (random writes of 4 KiB to 1 MiB, depth 32, `verify=crc32c`): {} run undisturbed and {} run(s) during which \
          a server was killed and started {} times, all verified.\n",
@@ -170,10 +162,11 @@ fn a4() -> anyhow::Result<String> {
         outcome.fio_runs.0,
         outcome.fio_runs.1,
         outcome.kills
-    ))
+    );
+    Ok((text, Ok(())))
 }
 
-fn a5() -> anyhow::Result<(String, anyhow::Result<()>)> {
+fn a5() -> Measured {
     let outcome = pause::run(&pause::FULL)?;
     let gaps: Vec<String> = outcome.kills.iter().map(|gap| show(*gap)).collect();
     let text = format!(
@@ -197,7 +190,7 @@ fn a5() -> anyhow::Result<(String, anyhow::Result<()>)> {
     Ok((text, verdict))
 }
 
-fn a7() -> anyhow::Result<(String, anyhow::Result<()>)> {
+fn a7() -> Measured {
     let usages = memory::run(&memory::FULL)?;
     let mut text = String::from(
         "Resident memory while `fio` writes 4 KiB at random at depth 32.\n\n| daemon | at 5 min | at 30 min |\n|---|---|---|\n",
@@ -225,7 +218,7 @@ fn pause_target(event: events::Event, nothing: Duration) -> Option<Duration> {
     }
 }
 
-fn pauses() -> anyhow::Result<(String, anyhow::Result<()>)> {
+fn pauses() -> Measured {
     let found = events::run(&events::FULL)?;
     let mut text = String::from(
         "Longest time between completions of a 4 KiB write loop over every chunk in turn, depth 1, for each event.\n\n\
@@ -245,7 +238,7 @@ fn pauses() -> anyhow::Result<(String, anyhow::Result<()>)> {
     Ok((text, verdict))
 }
 
-fn rebuild_runs() -> anyhow::Result<(String, anyhow::Result<()>)> {
+fn rebuild_runs() -> Measured {
     let back = rebuild::after_an_absence()?;
     let part = back.copied_bytes as f64 / rebuild::OVERWRITTEN_BYTES as f64;
     let mut text = format!(
@@ -293,10 +286,10 @@ fn rebuild_runs() -> anyhow::Result<(String, anyhow::Result<()>)> {
     Ok((text, verdict))
 }
 
-fn chaos_run() -> anyhow::Result<String> {
+fn chaos_run() -> Measured {
     let outcome = chaos::run(&chaos::FULL)?;
     let faults: Vec<String> = outcome.faults.iter().map(|(kind, count)| format!("{count} {kind}s")).collect();
-    Ok(format!(
+    let text = format!(
         "{} in {}, each undone after 0.5 to 6 s and followed by full health. No request failed.\n\n\
          - `fio` over NBD: {} requests in {} rounds, all verified (`verify=crc32c`).\n\
          - Registers that clients on two hosts share: {} requests at {} blocks, linearizable by the simulator's checker.\n\
@@ -311,12 +304,13 @@ fn chaos_run() -> anyhow::Result<String> {
         outcome.writes,
         show(outcome.longest_gap),
         show(outcome.longest_healing)
-    ))
+    );
+    Ok((text, Ok(())))
 }
 
-fn many_volumes() -> anyhow::Result<String> {
+fn many_volumes() -> Measured {
     let outcome = many::run(&many::FULL)?;
-    Ok(format!(
+    let text = format!(
         "{} volumes mapped to one data client at once, each served, written and read. Made and mapped one by one in {}; all \
          were served {} after the last command. A block of each was written and read in {}. After a SIGKILL of the data client \
          all were served again, with what was written, {} after its start. Its resident memory: {} MiB before, {} MiB after.\n",
@@ -327,10 +321,11 @@ fn many_volumes() -> anyhow::Result<String> {
         show(outcome.returning),
         outcome.resident_bytes.0 >> 20,
         outcome.resident_bytes.1 >> 20
-    ))
+    );
+    Ok((text, Ok(())))
 }
 
-fn n3() -> anyhow::Result<(String, anyhow::Result<()>)> {
+fn n3() -> Measured {
     let outcome = restarts::run(&restarts::FULL)?;
     let text = format!(
         "Device: {}. {} orderly restarts and {} SIGKILLs of the data client while `fio` wrote the device at random at depth 16 \
@@ -352,7 +347,7 @@ fn n3() -> anyhow::Result<(String, anyhow::Result<()>)> {
     Ok((text, verdict))
 }
 
-fn n4() -> anyhow::Result<(String, anyhow::Result<()>)> {
+fn n4() -> Measured {
     let outcome = crowd::run(&crowd::FULL)?;
     let mut text = format!(
         "{} idle connections and {} slow readers on one volume; the 99th percentile of 4 KiB requests, depth 1, on another \
@@ -379,7 +374,7 @@ fn n4() -> anyhow::Result<(String, anyhow::Result<()>)> {
     Ok((text, verdict))
 }
 
-fn n5() -> anyhow::Result<(String, anyhow::Result<()>)> {
+fn n5() -> Measured {
     let outcome = shares::run(&shares::FULL)?;
     let (least, mean, most) = shares::spread(&outcome.free);
     let mut text = format!(

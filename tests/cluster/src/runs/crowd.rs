@@ -64,8 +64,8 @@ pub fn run(extent: &Extent) -> anyhow::Result<Outcome> {
     with_system(&options, |system| {
         system.wait_healthy(HEALING)?;
         let (crowd, other) = (system.nbd("crowd")?, system.nbd("other")?);
-        fill(&crowd)?;
-        fill(&other)?;
+        Client::connect(&crowd)?.fill()?;
+        Client::connect(&other)?.fill()?;
         let look = |extent: &Extent| look(system, &other, extent.requests);
         let mut outcome = Outcome { alone: look(extent)?, ..Outcome::default() };
         let idle = (0..extent.idle).map(|_| Client::connect(&crowd)).collect::<anyhow::Result<Vec<_>>>()?;
@@ -91,15 +91,6 @@ fn allow_files() -> anyhow::Result<()> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     setrlimit(Resource::Nofile, raised).context("cannot raise the limit of open files")
-}
-
-fn fill(address: &Address) -> anyhow::Result<()> {
-    let mut client = Client::connect(address)?;
-    let data = vec![0x5a; 1 << 20];
-    for offset in (0..client.size_bytes()).step_by(data.len()) {
-        client.write(offset, &data)?;
-    }
-    client.close()
 }
 
 /// Asks for much on each connection, takes a little of each in turn, asks for more when it has all; the bytes taken.

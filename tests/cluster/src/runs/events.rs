@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use crate::gaps::Writer;
+use crate::gaps::{Writer, percentile};
 use crate::runs::faults::Fault;
 use crate::runs::{HEALING, let_pass, show};
 use crate::system::{Options, System, with_system};
@@ -91,8 +91,7 @@ impl Gaps {
 
     /// The gap that so many of a hundred do not exceed.
     pub fn percentile(&self, of_hundred: usize) -> Duration {
-        let place = (self.sorted.len() * of_hundred).div_ceil(100).max(1) - 1;
-        self.sorted.get(place).copied().unwrap_or_default()
+        percentile(&self.sorted, of_hundred)
     }
 }
 

@@ -2,21 +2,20 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
+use crate::gaps::percentile;
 use crate::nbd::{Address, Client};
 use crate::runs::{HEALING, Moments, let_pass};
 use crate::shell;
 use crate::system::{Options, System, with_system};
+use crate::worker::Worker;
 
 const BLOCK_BYTES: u64 = 4096;
-const PIECE_BYTES: u64 = 1 << 20;
 /// Written while a replica is away.
 pub const OVERWRITTEN_BYTES: u64 = 64 << 20;
 /// How long the writer is watched before something happens.
@@ -67,20 +66,6 @@ fn options(volumes: Vec<&'static str>) -> Options {
     Options { devices: 1, device_size: "8GiB", volumes, ..Options::default() }
 }
 
-/// Fills a volume with what does not compress to zeros.
-fn fill(address: &Address) -> anyhow::Result<()> {
-    let mut client = Client::connect(address)?;
-    let mut piece = vec![0; PIECE_BYTES as usize];
-    for index in 0..client.size_bytes() / PIECE_BYTES {
-        piece
-            .chunks_mut(8)
-            .zip(0u64..)
-            .for_each(|(word, at)| word.copy_from_slice(&((index << 32) | at | 1).to_le_bytes()));
-        client.write(index * PIECE_BYTES, &piece)?;
-    }
-    client.close()
-}
-
 /// A counter of a server, as it tells it to Prometheus.
 fn counter(system: &System, server: &str, name: &str) -> anyhow::Result<u64> {
     let config =
@@ -104,7 +89,7 @@ fn copied(system: &System, servers: &[&str]) -> anyhow::Result<Vec<u64>> {
 pub fn after_an_absence() -> anyhow::Result<Return> {
     with_system(&options(vec!["demo:4GiB"]), |system| {
         let address = system.nbd("demo")?;
-        fill(&address)?;
+        Client::connect(&address)?.fill()?;
         system.wait_healthy(HEALING)?;
         let others = ["sds2", "sds3"];
         system.kill("sds1")?;
@@ -125,42 +110,26 @@ pub fn after_an_absence() -> anyhow::Result<Return> {
     })
 }
 
-/// A writer, one block after the other, each at a random place.
-struct Writer {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<anyhow::Result<Vec<(Instant, Duration)>>>,
-}
-
-impl Writer {
-    fn start(address: &Address) -> anyhow::Result<Self> {
-        let mut client = Client::connect(address)?;
-        let mut moments = Moments::fresh()?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || {
-            let (mut taken, block) = (Vec::new(), [0xa5; BLOCK_BYTES as usize]);
-            while !flag.load(Ordering::Relaxed) {
-                let begun = Instant::now();
-                client.write(moments.number(client.size_bytes() / BLOCK_BYTES) * BLOCK_BYTES, &block)?;
-                taken.push((begun, begun.elapsed()));
-            }
-            Ok(taken)
-        });
-        Ok(Self { stop, thread })
-    }
-
-    fn finish(self) -> anyhow::Result<Vec<(Instant, Duration)>> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| anyhow::anyhow!("the writer panicked"))?
-    }
+/// A writer, one block after the other, each at a random place; when each began, and how long it took.
+fn write_at_random(address: &Address) -> anyhow::Result<Worker<anyhow::Result<Vec<(Instant, Duration)>>>> {
+    let mut client = Client::connect(address)?;
+    let mut moments = Moments::fresh()?;
+    Ok(Worker::start(move |stop| {
+        let (mut taken, block) = (Vec::new(), [0xa5; BLOCK_BYTES as usize]);
+        while !stop.load(Ordering::Relaxed) {
+            let begun = Instant::now();
+            client.write(moments.number(client.size_bytes() / BLOCK_BYTES) * BLOCK_BYTES, &block)?;
+            taken.push((begun, begun.elapsed()));
+        }
+        Ok(taken)
+    }))
 }
 
 fn latency(taken: &[(Instant, Duration)], from: Instant, to: Instant) -> Latency {
     let within = taken.iter().filter(|(begun, _)| (from..to).contains(begun));
     let mut spans: Vec<Duration> = within.map(|(_, span)| *span).collect();
     spans.sort();
-    let at = |of_hundred: usize| spans.get(spans.len() * of_hundred / 100).copied().unwrap_or_default();
-    Latency { p50: at(50), p99: at(99), writes: spans.len() }
+    Latency { p50: percentile(&spans, 50), p99: percentile(&spans, 99), writes: spans.len() }
 }
 
 /// Chunks left and seconds left, as `scli` tells them.
@@ -175,10 +144,10 @@ fn progress(system: &System) -> anyhow::Result<(u64, Option<u64>, bool)> {
 pub fn of_a_lost_device() -> anyhow::Result<Rebuild> {
     with_system(&options(vec!["demo:4GiB", "more:2GiB"]), |system| {
         let address = system.nbd("demo")?;
-        fill(&address)?;
-        fill(&system.nbd("more")?)?;
+        Client::connect(&address)?.fill()?;
+        Client::connect(&system.nbd("more")?)?.fill()?;
         system.wait_healthy(HEALING)?;
-        let writer = Writer::start(&address)?;
+        let writer = write_at_random(&address)?;
         let begun = Instant::now();
         let_pass(BEFORE);
         let lost = Instant::now();
@@ -188,7 +157,7 @@ pub fn of_a_lost_device() -> anyhow::Result<Rebuild> {
         let mut outcome = Rebuild::default();
         let first = follow(system, &mut outcome)?;
         let ended = Instant::now();
-        let taken = writer.finish()?;
+        let taken = writer.finish()??;
         outcome.by_server =
             copied(system, &servers)?.iter().zip(copied_before).map(|(after, before)| after - before).collect();
         outcome.copied_bytes = outcome.by_server.iter().sum();
