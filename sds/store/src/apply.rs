@@ -20,7 +20,7 @@ use crate::fetch::Waiter;
 use crate::io::{DiskError, DiskOp, IoClass};
 use crate::journal::record::NO_AU;
 use crate::layout::RECORDS_PER_PAGE;
-use crate::limits::{APPLY_JOBS_IDLE, APPLY_JOBS_MAX, LOG_BYTES_MAX};
+use crate::limits::{APPLY_JOBS_IDLE, APPLY_JOBS_MAX, APPLY_OPERATIONS_MAX, LOG_BYTES_MAX};
 use crate::planted::Bug;
 use crate::request::Output;
 use crate::store::{Owner, Store};
@@ -97,20 +97,34 @@ impl Job {
 }
 
 impl Store {
+    /// Bytes of data that wait in the journal and in memory before they are sent home. Up to here, a good quarter of the
+    /// journal, a burst has the disk to itself.
+    fn waiting_bytes_max(&self) -> usize {
+        let of_journal = self.journal.ring_bytes() / 16 * 5;
+        (of_journal as usize).min(self.options.payload_cache_bytes / 4 * 3)
+    }
+
     /// The journal or the memory for what is in it is filling up.
     pub(crate) fn is_pressed(&self) -> bool {
-        self.journal.used() > self.journal.ring_bytes() / 8
-            || self.resident > self.options.payload_cache_bytes / 2
+        self.resident > self.waiting_bytes_max()
+            || self.journal.used() > self.journal.ring_bytes() / 2
             || self.log_bytes > LOG_BYTES_MAX / 2
     }
 
+    /// Under pressure nearly all that lies there goes home in one sweep, many at a time, and then nothing for long: that costs
+    /// less for each block, and delays fewer requests, than a trickle between them.
+    fn look_whether_to_sweep(&mut self) {
+        if self.is_pressed() {
+            self.sweeps = true;
+        } else if self.ripe.is_empty() || self.resident < self.waiting_bytes_max() / 4 {
+            self.sweeps = false;
+        }
+    }
+
     fn jobs_allowed(&self) -> usize {
-        let (used, ring) = (self.journal.used(), self.journal.ring_bytes());
-        if self.is_draining() || used > ring / 2 {
+        if self.is_draining() || self.sweeps {
             APPLY_JOBS_MAX
-        } else if used > ring / 4 || self.log_bytes > LOG_BYTES_MAX * 3 / 4 {
-            APPLY_JOBS_MAX / 2
-        } else if self.is_pressed() || self.is_idle() || self.staged_units > 0 {
+        } else if self.is_idle() || self.staged_units > 0 {
             // Large writes are applied at once: it costs nothing, and frees what they replace.
             APPLY_JOBS_IDLE
         } else {
@@ -122,6 +136,7 @@ impl Store {
         if self.parked > 0 && self.is_hurried() {
             self.unpark_all();
         }
+        self.look_whether_to_sweep();
         if self.ripe.is_empty() || !self.controls.is_empty() {
             return;
         }
@@ -136,7 +151,7 @@ impl Store {
             if busy == 0 && self.ripe.front().is_some_and(is_long) {
                 self.start_batch(1, out);
             }
-        } else if busy < allowed {
+        } else if busy < allowed && self.job_operations < APPLY_OPERATIONS_MAX {
             self.start_batch(allowed - busy, out);
         }
     }
@@ -161,7 +176,11 @@ impl Store {
         self.ripe.extend(passed);
         batch.sort_unstable();
         for (_, key) in batch {
-            self.start_job(key, out);
+            if self.job_operations < APPLY_OPERATIONS_MAX {
+                self.start_job(key, out);
+            } else {
+                self.queue_layer(key);
+            }
         }
     }
 

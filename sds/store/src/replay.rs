@@ -67,6 +67,8 @@ impl Store {
             ops: BTreeMap::new(),
             next_id: 0,
             resident: 0,
+            sweeps: false,
+            job_operations: 0,
             log_bytes: 0,
             state_bytes: 0,
             commit_dirty: BTreeSet::new(),

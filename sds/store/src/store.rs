@@ -94,6 +94,12 @@ pub(crate) enum Owner {
     Checkpoint,
 }
 
+impl Owner {
+    fn is_job(&self) -> bool {
+        matches!(self, Self::JobRead(..) | Self::JobWrite(_))
+    }
+}
+
 /// What a record in a frame was, for when the frame is durable.
 pub(crate) enum Item {
     /// An entry; `again` if it was written before and lies too far back.
@@ -144,6 +150,10 @@ pub struct Store {
 
     /// Payload bytes of unapplied entries in memory.
     pub(crate) resident: usize,
+    /// What waits is being sent home, many at a time.
+    pub(crate) sweeps: bool,
+    /// Reads and writes of jobs that are on their way.
+    pub(crate) job_operations: usize,
     /// Bytes of memory that the entries in the log take, apart from their data.
     pub(crate) log_bytes: usize,
     /// Bytes of all durable states.
@@ -242,6 +252,7 @@ impl Store {
 
     fn disk(&mut self, done: DiskDone, out: &mut Vec<Output>) {
         let Some(owner) = self.ops.remove(&done.id) else { return };
+        self.job_operations -= usize::from(owner.is_job());
         if self.failed.is_some() {
             return;
         }
@@ -294,6 +305,7 @@ impl Store {
     pub(crate) fn submit(&mut self, owner: Owner, class: IoClass, op: DiskOp, out: &mut Vec<Output>) {
         let id = OpId(self.next_op);
         self.next_op += 1;
+        self.job_operations += usize::from(owner.is_job());
         self.ops.insert(id, owner);
         out.push(Output::Disk(DiskRequest { id, class, op }));
     }

@@ -55,6 +55,13 @@ pub struct Cell {
     pub raw_appends: bool,
 }
 
+impl Cell {
+    /// True if it takes room that is given back behind it.
+    pub fn is_fresh(&self) -> bool {
+        matches!(self.place, Place::Fresh | Place::FreshSequential)
+    }
+}
+
 /// All cells, in the order of measuring.
 pub fn all(seconds: u64, sustained_seconds: u64) -> Vec<Cell> {
     let stop = Stop::After(Duration::from_secs(seconds));

@@ -10,7 +10,7 @@ use anyhow::{anyhow, bail};
 use bytes::Bytes;
 use mdm_api::epoch::{AttachGeneration, Nanos, RequestNumber, Seq, SnapSeq, Term, Version};
 use mdm_api::ids::{DeviceId, DeviceIncarnation, PgId, SdcId, StoragePoolId, SystemId, VolumeId, VtreeId};
-use sds_api::block::{BLOCK_BYTES, BlockRange, CHUNK_BLOCKS, CHUNK_BYTES, ChunkId, LayerKey};
+use sds_api::block::{AU_BYTES, BLOCK_BYTES, BlockRange, CHUNK_BLOCKS, CHUNK_BYTES, ChunkId, LayerKey};
 use sds_api::buf::AlignedBuf;
 use sds_api::checksum::block_checksums;
 use sds_api::entry::{Entry, EntryBody, WriteIdentity};
@@ -168,7 +168,8 @@ impl Rig {
         let begin = Instant::now();
         loop {
             let goes_on = match stop {
-                Stop::After(time) => begin.elapsed() < time,
+                // What is written for the first time ends where the device is full, however fast that was.
+                Stop::After(time) => begin.elapsed() < time && !(cell.is_fresh() && self.is_nearly_full(cell)),
                 Stop::PartOfJournal(part) => self.round.written_bytes < self.journal_bytes / part,
             };
             while goes_on && self.waiting.len() < cell.depth {
@@ -194,7 +195,7 @@ impl Rig {
         round.cpu_ns = usage::cpu_ns().saturating_sub(cpu);
         (round.p50_us, round.p99_us) = (self.latencies.at(500), self.latencies.at(990));
         round.resident_bytes = usage::resident_bytes();
-        if matches!(cell.place, Place::Fresh | Place::FreshSequential) {
+        if cell.is_fresh() {
             self.remove_fresh(fresh)?;
         }
         Ok(round)
@@ -251,6 +252,13 @@ impl Rig {
     fn read(&mut self, chunk: u64, block: u16, bytes: usize) -> anyhow::Result<()> {
         let blocks = range(block, bytes)?;
         self.request(Request::Read { layer: layer(chunk), blocks }, Waiting::Read { since: Instant::now() })
+    }
+
+    /// Room for no more than what may be under way, and as much again.
+    fn is_nearly_full(&self, cell: &Cell) -> bool {
+        let space = self.store.space();
+        let under_way = (2 * cell.depth * cell.bytes.div_ceil(AU_BYTES)) as u64;
+        space.aus_free < under_way.max(64) || space.records_free < under_way
     }
 
     /// False if there is no room at the moment.
