@@ -37,7 +37,8 @@ impl Store {
         let goal = self.units.quarantined_before();
         let waiting = self.units.quarantined() - self.units.releasable(self.squeezed_to);
         let squeezed = self.units_are_short() && self.checkpoint.is_none() && 2 * waiting >= self.units.quarantined();
-        let squeezes = squeezed && self.journal.tail() < goal && self.squeezed_to < goal;
+        // Once for each place of the head: else a state that is refused for want of room would be asked for again at once.
+        let squeezes = squeezed && self.journal.tail() < goal && self.squeezed_to < goal.min(head);
         if !regular && !squeezes {
             // More was to be carried than could be read at once.
             if self.carries_from.is_some() && self.carries().is_empty() {
