@@ -39,8 +39,9 @@ pub struct Arguments {
     /// Size of a file that is made, in MiB.
     #[arg(long, default_value_t = 5120)]
     size_mib: u64,
-    /// Data written beforehand, over which reads and overwrites go, in MiB.
-    #[arg(long, default_value_t = 2048)]
+    /// Data written beforehand, over which reads and overwrites go, in MiB. The bare side has 1024: with more, one side may
+    /// find less of it in caches on the way.
+    #[arg(long, default_value_t = 1024)]
     data_mib: u64,
     /// Bytes of the journal, in MiB; as for any device of the size if it is not given.
     #[arg(long)]
