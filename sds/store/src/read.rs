@@ -334,7 +334,9 @@ impl Store {
     /// True if a part came back wrong, or from a unit that is no longer the layer's, and the plan is out of date.
     fn has_moved(&self, job: &ReadJob) -> bool {
         job.parts.iter().any(|part| {
-            let Found::Disk(_) = &part.found else { return false };
+            if !matches!(part.found, Found::Disk(_)) {
+                return false;
+            }
             match part.first {
                 Source::Home { layer, offset, .. } => {
                     if part.checksums.is_none() {
@@ -345,9 +347,12 @@ impl Store {
                     let place = self.super_block.geometry.au_block(au, part.blocks.first() % AU_BLOCKS);
                     let wrong = !part.is_right;
                     let changed = now.is_none_or(|layer| layer.changes != part.changes);
-                    let mut blocks = BlockMap::EMPTY;
-                    blocks.insert_range(part.blocks);
-                    (changed && (wrong || place != offset)) || (wrong && self.is_being_written(layer, &blocks))
+                    let is_being_written = || {
+                        let mut blocks = BlockMap::EMPTY;
+                        blocks.insert_range(part.blocks);
+                        self.is_being_written(layer, &blocks)
+                    };
+                    (changed && (wrong || place != offset)) || (wrong && is_being_written())
                 }
                 Source::Log { pg, seq, .. } => {
                     let log = self.pgs.get(&pg).and_then(|pg| pg.log.get(&seq));
@@ -510,9 +515,7 @@ fn verified(part: Part) -> Vec<Piece> {
     if mutants::is_on(Mutant::ServeUnverified) {
         checksums = bytes.chunks_exact(BLOCK_BYTES).map(crc32c).collect();
     }
-    let mut asked = BlockMap::EMPTY;
-    asked.insert_range(part.blocks);
-    if part.is_right && !part.lost.intersects(&asked) {
+    if part.is_right && !part.blocks.iter().any(|block| part.lost.contains(block)) {
         return vec![Piece { blocks: part.blocks, content: PieceContent::Data { bytes, checksums } }];
     }
     let is_good = |(index, (block, sum)): (usize, (&[u8], &u32))| {
