@@ -20,7 +20,7 @@ use crate::fetch::Waiter;
 use crate::io::{DiskError, DiskOp, IoClass};
 use crate::journal::record::NO_AU;
 use crate::layout::RECORDS_PER_PAGE;
-use crate::limits::{APPLY_JOBS_IDLE, APPLY_JOBS_MAX, APPLY_OPERATIONS_MAX, LOG_BYTES_MAX};
+use crate::limits::{APPLY_AGE_MS, APPLY_JOBS_IDLE, APPLY_JOBS_MAX, APPLY_OPERATIONS_MAX, LOG_BYTES_MAX};
 use crate::planted::Bug;
 use crate::request::Output;
 use crate::store::{Owner, Store};
@@ -121,10 +121,17 @@ impl Store {
         }
     }
 
+    /// What lies there since the last look of this kind has waited long enough.
+    fn look_what_is_old(&mut self) {
+        if self.now.ms_since(self.aged_when) >= APPLY_AGE_MS {
+            (self.aged, self.aged_when) = (self.ripe.len(), self.now);
+        }
+    }
+
     fn jobs_allowed(&self) -> usize {
         if self.is_draining() || self.sweeps {
             APPLY_JOBS_MAX
-        } else if self.is_idle() || self.staged_units > 0 {
+        } else if self.is_idle() || self.staged_units > 0 || self.aged > 0 {
             // Large writes are applied at once: it costs nothing, and frees what they replace.
             APPLY_JOBS_IDLE
         } else {
@@ -137,6 +144,7 @@ impl Store {
             self.unpark_all();
         }
         self.look_whether_to_sweep();
+        self.look_what_is_old();
         if self.ripe.is_empty() || !self.controls.is_empty() {
             return;
         }
@@ -163,6 +171,7 @@ impl Store {
         while batch.len() < count && looked_at < 4 * APPLY_JOBS_MAX {
             let Some(key) = self.ripe.pop_front() else { break };
             looked_at += 1;
+            self.aged = self.aged.saturating_sub(1);
             let Some(layer) = self.layers.get_mut(&key) else { continue };
             let place = layer.units().next().unwrap_or(NO_AU);
             let active = layer.active_mut();

@@ -13,7 +13,7 @@ use sds_api::entry::Entry;
 use crate::append::{effect, record_bytes_max};
 use crate::journal::record::{encode_entry, encode_link};
 use crate::journal::{Journal, Purpose};
-use crate::limits::LOG_BYTES_MAX;
+use crate::limits::{CHECKPOINT_IDLE_MS, LOG_BYTES_MAX, QUARANTINE_AGE_MS};
 use crate::pg::LogEntry;
 use crate::read::ReadJob;
 use crate::request::Output;
@@ -32,13 +32,17 @@ impl Store {
         let (head, ring) = (self.journal.head(), self.journal.ring_bytes());
         // Before what is left is no more than the servers keep back from writers (a quarter): they would wait for each other.
         let stuck = self.journal.used() > ring / 8 * 5 && self.now.ms_since(self.relocated_when) >= RETRY_MS;
-        let regular = stuck || head - self.relocated_at >= ring / 16;
         // Everything before what frees units is carried past it, once for each time that half of them would come free.
         let goal = self.units.quarantined_before();
         let waiting = self.units.quarantined() - self.units.releasable(self.squeezed_to);
         let squeezed = self.units_are_short() && self.checkpoint.is_none() && 2 * waiting >= self.units.quarantined();
         // Once for each place of the head: else a state that is refused for want of room would be asked for again at once.
         let squeezes = squeezed && self.journal.tail() < goal && self.squeezed_to < goal.min(head);
+        // Whoever was asked the first time may have had nothing to say, and on a busy device nobody else asks.
+        let age_ms = if self.is_idle() { CHECKPOINT_IDLE_MS } else { QUARANTINE_AGE_MS };
+        let aged = self.journal.tail() < goal && self.now.ms_since(self.squeezed_when) >= age_ms;
+        let regular = stuck || aged || head - self.relocated_at >= ring / 16;
+        let squeezes = squeezes || aged;
         if !regular && !squeezes {
             // More was to be carried than could be read at once.
             if self.carries_from.is_some() && self.carries().is_empty() {
@@ -48,7 +52,7 @@ impl Store {
         }
         if squeezes {
             // A goal beyond the head is come to in steps: what is carried moves the head.
-            self.squeezed_to = goal.min(head);
+            (self.squeezed_to, self.squeezed_when) = (goal.min(head), self.now);
         }
         let half = head.saturating_sub(ring / 2);
         let quarter = head.saturating_sub(ring / 4);

@@ -14,7 +14,7 @@ use bytes::Bytes;
 
 use crate::fetch::Waiter;
 use crate::io::{DiskOp, IoClass};
-use crate::limits::{CHECKPOINT_IDLE_MS, DIRTY_PAGES_MAX};
+use crate::limits::{CHECKPOINT_IDLE_MS, DIRTY_PAGES_MAX, QUARANTINE_AGE_MS};
 use crate::meta::page::RecordParts;
 use crate::planted::Bug;
 use crate::request::{Answer, Output, Token};
@@ -60,10 +60,13 @@ impl Store {
         let (gain, ring) = (candidate - self.journal.tail(), self.journal.ring_bytes());
         let gained = gain >= ring / 8 || (gain > 0 && gain >= ring / 32 && self.journal.used() > ring / 2);
         let released = self.units_are_short() && 2 * self.units.releasable(candidate) >= self.units.quarantined();
+        let since_ms = self.now.ms_since(self.last_checkpoint);
+        let frees = self.units.releasable(candidate) > 0;
         let stale = self.is_idle()
-            && self.now.ms_since(self.last_checkpoint) >= CHECKPOINT_IDLE_MS
-            && (gain >= ring / 32 || self.meta.dirty_pages() > 0);
-        gained || released || stale || self.meta.dirty_pages() >= DIRTY_PAGES_MAX || !self.settles.is_empty()
+            && since_ms >= CHECKPOINT_IDLE_MS
+            && (gain >= ring / 32 || self.meta.dirty_pages() > 0 || frees);
+        let aged = frees && since_ms >= QUARANTINE_AGE_MS;
+        gained || released || stale || aged || self.meta.dirty_pages() >= DIRTY_PAGES_MAX || !self.settles.is_empty()
     }
 
     pub(crate) fn start_checkpoint(&mut self, out: &mut Vec<Output>) {

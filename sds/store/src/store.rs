@@ -152,6 +152,9 @@ pub struct Store {
     pub(crate) resident: usize,
     /// What waits is being sent home, many at a time.
     pub(crate) sweeps: bool,
+    /// So many layers at the front of the queue have waited long enough, found at the time beside it.
+    pub(crate) aged: usize,
+    pub(crate) aged_when: Nanos,
     /// Reads and writes of jobs that are on their way.
     pub(crate) job_operations: usize,
     /// Bytes of memory that the entries in the log take, apart from their data.
@@ -180,6 +183,7 @@ pub struct Store {
     pub(crate) staged_units: u64,
     /// Up to here everything was carried forward to free units.
     pub(crate) squeezed_to: u64,
+    pub(crate) squeezed_when: Nanos,
     /// More entries are to be carried forward than were read at once: from here on.
     pub(crate) carries_from: Option<(PgId, Seq)>,
     /// Where the head was when old things were last carried forward.

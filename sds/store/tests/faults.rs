@@ -9,6 +9,7 @@ use mdm_api::epoch::{Seq, Term, Version};
 use mdm_api::ids::{DeviceId, SystemId};
 use sds_api::block::BlockRange;
 use sds_api::checksum::{block_checksums, crc32c};
+use sds_api::entry::Entry;
 use sds_store::error::{FormatError, OpenError, StoreError};
 use sds_store::io::DiskError;
 use sds_store::layout::Geometry;
@@ -454,4 +455,66 @@ fn a_lone_small_write_is_two_blocks_of_journal_in_one_operation() {
     machine.run_disk();
     let after = machine.store.counters();
     assert_eq!((after.frames - before.frames, after.journal_bytes - before.journal_bytes), (1, 8192));
+}
+
+/// Milliseconds between writes of a device that never rests.
+const TRICKLE_MS: u64 = 100;
+
+#[test]
+fn what_is_trimmed_comes_free_on_a_device_that_never_rests() {
+    // A journal that is far from full at the end: nothing else hurries.
+    let mut machine = Machine::fresh(128 << 20, 32 << 20);
+    let mut seq = 0;
+    let mut append = |machine: &mut Machine, entry: &dyn Fn(u64) -> Entry| {
+        seq += 1;
+        machine.call(Request::Append { entries: vec![entry(seq)] }).unwrap();
+        machine.request(Request::Commit { pg: pg(0), through: Seq(seq) });
+        seq
+    };
+    for chunk in 0..4 {
+        for unit in 0..4 {
+            append(&mut machine, &|seq| write(pg(0), 1, seq, layer(1, chunk, 0), unit * 16, &[seq]));
+        }
+    }
+    machine.call(Request::Checkpoint).unwrap();
+    let full = machine.store.space().aus_free;
+    for chunk in 0..4 {
+        append(&mut machine, &|seq| zero(pg(0), 1, seq, layer(1, chunk, 0), 0, 256));
+    }
+    for _ in 0..90_000 / TRICKLE_MS {
+        machine.tick(TRICKLE_MS);
+        let through = append(&mut machine, &|seq| write(pg(0), 1, seq, layer(1, 9, 0), 0, &[seq]));
+        let asked = machine.outputs.iter().any(|output| matches!(output, Output::WantState { .. }));
+        machine.outputs.clear();
+        if asked {
+            machine.call(Request::SaveState { pg: pg(0), through: Seq(through), state: Bytes::new() }).unwrap();
+        }
+    }
+    let free = machine.store.space().aus_free;
+    assert!(free >= full + 15, "{free} units are free, {full} were before the trim: {}", machine.store.describe());
+}
+
+#[test]
+fn an_idle_device_gives_everything_back_though_nobody_answered_at_first() {
+    let mut machine = Machine::fresh(SIZE, JOURNAL);
+    let write = vec![write(pg(0), 1, 1, layer(1, 0, 0), 0, &[1])];
+    machine.call(Request::Append { entries: write }).unwrap();
+    machine.call(Request::Append { entries: vec![zero(pg(0), 1, 2, layer(1, 0, 0), 0, 256)] }).unwrap();
+    machine.request(Request::Commit { pg: pg(0), through: Seq(1) });
+    machine.call(Request::Checkpoint).unwrap();
+    machine.request(Request::Commit { pg: pg(0), through: Seq(2) });
+    let mut asked = 0;
+    for _ in 0..60 {
+        machine.tick(1000);
+        machine.run_disk();
+        let asks = machine.outputs.iter().filter(|output| matches!(output, Output::WantState { .. })).count();
+        machine.outputs.clear();
+        asked += asks;
+        // Whoever is asked can say nothing the first three times.
+        if asks > 0 && asked > 3 {
+            machine.call(Request::SaveState { pg: pg(0), through: Seq(2), state: Bytes::new() }).unwrap();
+        }
+    }
+    let space = machine.store.space();
+    assert_eq!((space.aus_free, space.aus_quarantined), (space.aus_total, 0), "{}", machine.store.describe());
 }
