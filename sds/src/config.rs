@@ -7,7 +7,7 @@ use sds_disk::EngineChoice;
 use serde::Deserialize;
 
 /// The keys that may stand in the file, for the message about one that may not.
-const KEYS: &str = "name, data_directory, listen, metrics_listen, disk_engine";
+const KEYS: &str = "name, data_directory, listen, metrics_listen, disk_engine, scrub_period_s";
 
 /// How devices are driven.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -51,6 +51,14 @@ pub struct Config {
     /// How devices are driven.
     #[serde(default)]
     pub disk_engine: DiskEngine,
+    /// Seconds over which a scrub of each device is spread: all of it is read again and damage repaired from another copy.
+    /// 0: never. A week by default.
+    #[serde(default = "default_scrub_period_s")]
+    pub scrub_period_s: u64,
+}
+
+fn default_scrub_period_s() -> u64 {
+    sds_store::limits::SCRUB_PERIOD_MS / 1000
 }
 
 /// Why there is no configuration.
@@ -112,6 +120,8 @@ mod tests {
         let config = parse(GOOD).unwrap();
         assert_eq!(config.addresses(), ["10.0.0.1:7072"]);
         assert_eq!((config.metrics_listen, config.disk_engine), (None, DiskEngine::Auto));
+        assert_eq!(config.scrub_period_s, 7 * 24 * 3600);
+        assert_eq!(parse(&format!("{GOOD}scrub_period_s = 0\n")).unwrap().scrub_period_s, 0);
         assert!(parse(&GOOD.replace("10.0.0.1", "0.0.0.0")).unwrap().addresses().is_empty());
     }
 

@@ -164,6 +164,9 @@ fn devices(f: &Figures, all: &mut Families) {
     counter("payload_bytes_total", "Bytes of payload journaled", |c| c.payload_bytes);
     counter("home_written_bytes_total", "Bytes applied home", |c| c.home_bytes);
     counter("checkpoints_total", "Checkpoints", |c| c.checkpoints);
+    counter("scrubbed_bytes_total", "Bytes that scrubs have read", |c| c.scrubbed_bytes);
+    counter("scrubs_total", "Scrubs of the whole device that have ended", |c| c.scrubs);
+    counter("damages_total", "Super blocks, metadata and frames that scrubs found damaged", |c| c.damages);
 }
 
 fn answer(figures: &watch::Receiver<Option<Figures>>, request: &Request<Incoming>) -> Response<Full<Bytes>> {

@@ -51,6 +51,7 @@ pub fn run(config_path: &Path) -> anyhow::Result<()> {
         seed: clock::random_id()?,
         addresses: config.addresses(),
         journal_bytes: None,
+        scrub_period_ms: config.scrub_period_s.saturating_mul(1000),
         retained_bytes: sds_node::limits::RETAINED_BYTES,
         timing,
     };

@@ -239,7 +239,7 @@ impl Shard {
     fn read_in(&mut self, device: DeviceId, size_bytes: u64, out: &mut Vec<Action>) {
         let incarnation = self.map.device(device).map(|record| record.incarnation);
         let system = Some(self.settings.system);
-        let options = Options::default();
+        let options = Options { scrub_period_ms: self.settings.scrub_period_ms, ..Options::default() };
         let parameters = OpenParameters { size_bytes, system, device: Some(device), incarnation, options };
         let mut opener = Opener::new(parameters);
         let mut requests = Vec::new();

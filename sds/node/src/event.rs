@@ -27,6 +27,8 @@ pub struct Settings {
     pub addresses: Vec<String>,
     /// Bytes of the journal of devices that it formats; none: by their size.
     pub journal_bytes: Option<u64>,
+    /// Milliseconds over which a scrub of each device is spread; 0: there is none.
+    pub scrub_period_ms: u64,
     /// Memory for committed entries that are kept for replicas that come back soon, in bytes over all groups.
     pub retained_bytes: usize,
     /// The spans in force.

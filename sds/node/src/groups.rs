@@ -187,6 +187,12 @@ impl Shard {
                 self.step_replica(pg, device, ReplicaEvent::Store { token, result }, out);
             }
             Outcome::WantState(pg) => self.step_replica(pg, device, ReplicaEvent::WantState, out),
+            Outcome::BadBlock { pg, layer, block } => {
+                self.step_replica(pg, device, ReplicaEvent::BadBlock { layer, block }, out);
+            }
+            Outcome::Damaged { damage } => {
+                out.push(Action::notice(Severity::Warning, format!("device {device}: {damage}")));
+            }
             outcome @ Outcome::Entry { .. } => self.entry_loaded(device, outcome, out),
             Outcome::Settled => {
                 let text = format!("device {device}: its copies are in line with their peers again");

@@ -14,7 +14,7 @@ use sds_replica::{StoreDone, StoreRequest, Token as ReplicaToken};
 use sds_store::error::StoreError;
 use sds_store::io::{DiskDone, DiskError, DiskRequest};
 use sds_store::limits::REMOVE_LAYERS_MAX;
-use sds_store::request::{Answer, Event, Output, PieceContent, Request, Space, Token};
+use sds_store::request::{Answer, Damage, Event, Output, PieceContent, Request, Space, Token};
 use sds_store::store::Store;
 
 use crate::limits::CAPTURES_MAX;
@@ -28,6 +28,10 @@ pub(crate) enum Outcome {
     Replica { pg: PgId, token: ReplicaToken, result: Result<StoreDone, sds_replica::StoreError> },
     /// The store wants the replica's state.
     WantState(PgId),
+    /// A scrub found a bad block.
+    BadBlock { pg: PgId, layer: LayerKey, block: u16 },
+    /// A scrub found something else damaged.
+    Damaged { damage: Damage },
     /// An entry that was read back while opening.
     Entry { pg: PgId, seq: Seq, result: Result<Entry, StoreError> },
     /// The verdict of the opening is cleared.
@@ -332,6 +336,8 @@ impl OpenStore {
                 // One that waits for room is answer enough.
                 Output::WantState { pg } if self.holds_state(pg) => {}
                 Output::WantState { pg } => out.push(Outcome::WantState(pg)),
+                Output::BadBlock { pg, layer, block } => out.push(Outcome::BadBlock { pg, layer, block }),
+                Output::Damaged { damage } => out.push(Outcome::Damaged { damage }),
                 Output::Failed { cause } => self.fail(cause.to_string(), out),
                 Output::Done { token, result } => {
                     if let Some(asked) = self.asked.remove(&token) {

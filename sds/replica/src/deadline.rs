@@ -11,7 +11,9 @@ use crate::role::{ActivationStep, Role};
 impl Replica {
     /// Step it with a `Tick` at this time at the latest; never, if nothing waits for time. To be asked after each step.
     pub fn deadline(&self, context: &Context) -> Nanos {
-        let Some(leader) = &self.leader else { return Nanos::NEVER };
+        let Some(leader) = &self.leader else {
+            return if self.found.is_empty() { Nanos::NEVER } else { self.now.plus_ms(RECHECK_IDLE_MS) };
+        };
         if self.is_at(ActivationStep::WaitGrants) {
             return self.lead_from(context).max(self.now);
         }

@@ -151,6 +151,13 @@ pub enum Event {
     },
     /// The store wants to move its tail: answer with `SaveState` as of the last committed entry.
     WantState,
+    /// A scrub of the store found this block bad.
+    BadBlock {
+        /// The layer that holds it.
+        layer: sds_api::block::LayerKey,
+        /// Which.
+        block: u16,
+    },
     /// Sessions of this mapping below `below` are fenced (I17, F26).
     Fence {
         /// Comes back in [`crate::Action::Fenced`].

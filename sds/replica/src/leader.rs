@@ -412,6 +412,7 @@ impl Replica {
             cx.out.push(Action::Fenced { fence: fence.fence, term: None });
         }
         self.tokens.retain(|_, purpose| purpose.outlives_leader());
+        self.found.leads_no_more();
     }
 
     /// Forgets a member, with all that was kept for it.

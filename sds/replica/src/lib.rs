@@ -18,7 +18,8 @@
 //! ```
 //!
 //! Where to read on: `role` has the picture of roles; `primary` orders, commits and reads; `secondary` follows; `activate`
-//! leads from appointment to service; `isr` says who must acknowledge; `resync` feeds learners.
+//! leads from appointment to service; `isr` says who must acknowledge; `resync` feeds learners;
+//! `repair` and `scrub` put bad blocks right.
 
 mod action;
 mod activate;
@@ -39,6 +40,7 @@ mod repair;
 mod replica;
 mod resync;
 mod role;
+mod scrub;
 mod secondary;
 mod state;
 mod write;

@@ -37,6 +37,13 @@ pub const COPY_WINDOW: u64 = 2;
 pub const PEERS_MAX: usize = 32;
 /// Times a read is tried again after a repair.
 pub const REPAIRS_PER_READ_MAX: u8 = 3;
+/// Bad blocks found by a scrub that one replica keeps in mind until they are repaired: 4 MiB of data; a group that has more
+/// finds the rest in the next pass.
+pub const FOUND_MAX: usize = 1024;
+/// Of those, repaired at once.
+pub const MENDS_AT_ONCE: usize = 4;
+/// Answers without a good copy after which a secondary gives up until the next pass.
+pub const MEND_TRIES_MAX: u8 = 3;
 /// How long a peer may take to hand over a good copy before the next one is asked.
 pub const FETCH_TIMEOUT_MS: u64 = 1000;
 /// How often a layer is tried again that could not be copied for want of a good block.

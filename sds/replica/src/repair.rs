@@ -23,6 +23,8 @@ pub(crate) enum For {
     Request(u64),
     /// A copy for a learner.
     Copy { learner: DeviceId, stream: u64 },
+    /// Nobody: a scrub found it.
+    Scrub { block: u16 },
 }
 
 /// The repair of some blocks of one layer, one after the other.
@@ -133,6 +135,7 @@ impl Replica {
         match repair.whom {
             For::Request(request) => self.request_repaired(cx, request, good),
             For::Copy { learner, stream } => self.copy_repaired(cx, learner, stream, good),
+            For::Scrub { block } => self.mended_as_primary(repair.layer, block),
         }
     }
 

@@ -10,6 +10,7 @@ use mdm_api::config::PgConfig;
 use mdm_api::epoch::{Epoch, Nanos, Seq, Term};
 use mdm_api::ids::{DeviceId, ProcessIncarnation};
 use mdm_api::mutants::{self, Mutant};
+use sds_api::block::LayerKey;
 use sds_api::client::ClientError;
 use sds_api::entry::EntryBody;
 use sds_api::peer::{PeerBody, PeerMessage};
@@ -21,6 +22,7 @@ use crate::leader::Leader;
 use crate::limits::PEERS_MAX;
 use crate::log::Log;
 use crate::role::{ActivationStep, Role};
+use crate::scrub::FoundBlocks;
 use crate::secondary::Follower;
 use crate::{Context, state};
 
@@ -68,6 +70,8 @@ pub(crate) enum Purpose {
     Capture { learner: DeviceId, stream: u64 },
     /// A good block over a bad one.
     Repair(u64),
+    /// The same where this is no primary.
+    Mend { layer: LayerKey, block: u16 },
 }
 
 impl Purpose {
@@ -81,6 +85,7 @@ impl Purpose {
             | Self::StreamWork
             | Self::PatchBase
             | Self::Listing
+            | Self::Mend { .. }
             | Self::Fetch { .. } => true,
             Self::Request(_) | Self::Edge { .. } | Self::OwnListing { .. } | Self::Capture { .. } | Self::Repair(_) => {
                 false
@@ -113,6 +118,7 @@ pub struct Replica {
     next_number: u64,
     pub(crate) follower: Follower,
     pub(crate) leader: Option<Leader>,
+    pub(crate) found: FoundBlocks,
 }
 
 impl Replica {
@@ -139,6 +145,7 @@ impl Replica {
             next_number: 0,
             follower: Follower::default(),
             leader: None,
+            found: FoundBlocks::default(),
         };
         if let Some(recovered) = recovered {
             replica.recover(recovered, context);
@@ -203,6 +210,7 @@ impl Replica {
             Event::PeerLost { device, reset } => self.on_lost(cx, device, reset),
             Event::Store { token, result } => self.on_store(cx, token, result),
             Event::WantState => self.save_state(cx),
+            Event::BadBlock { layer, block } => self.on_bad_block(layer, block),
             Event::Fence { fence, volume, sdc, below } => self.on_fence(cx, fence, volume, sdc, below),
             Event::DropVtree { vtree } => self.on_drop(vtree),
             Event::ReleasePrimary => self.on_release(cx),
@@ -211,6 +219,7 @@ impl Replica {
         if self.role == Role::Failed {
             return;
         }
+        self.mend_found(cx);
         if self.leader.is_some() {
             self.settle_leader(cx);
         } else {
@@ -317,6 +326,14 @@ impl Replica {
             return;
         }
         match message.body {
+            PeerBody::FetchBlocks { request, layer, blocks, commit } if self.leader.is_some() => {
+                self.on_member_fetches(cx, (message.from, message.term), request, (layer, blocks), commit);
+            }
+            PeerBody::Blocks { request, content } if self.leader.is_none() => {
+                if self.is_led_by(message.from, message.incarnation, message.term) {
+                    self.on_primary_hands_over(cx, request, content);
+                }
+            }
             PeerBody::Activate { .. }
             | PeerBody::Follow { .. }
             | PeerBody::Reset { .. }
@@ -389,6 +406,7 @@ impl Replica {
             Purpose::OwnListing { learner, stream } => self.own_listing_done(cx, learner, stream, done),
             Purpose::Capture { learner, stream } => self.captured(cx, learner, stream, done),
             Purpose::Repair(repair) => self.block_repaired(cx, repair),
+            Purpose::Mend { layer, block } => self.mended(cx, layer, block),
         }
     }
 

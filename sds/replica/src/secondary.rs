@@ -195,7 +195,7 @@ impl Replica {
     }
 
     /// True if the map says that this is the primary, in this process, under this term, and nothing newer is promised.
-    fn is_led_by(&self, from: DeviceId, incarnation: ProcessIncarnation, term: Term) -> bool {
+    pub(crate) fn is_led_by(&self, from: DeviceId, incarnation: ProcessIncarnation, term: Term) -> bool {
         if mutants::is_on(Mutant::ForgetPromise) {
             return self.leader.is_none() && self.config.as_ref().is_some_and(|config| config.names(self.me.device));
         }
@@ -549,6 +549,11 @@ impl Replica {
         self.answer_ask(cx);
         self.acknowledge(cx);
         self.log.trim(Seq(u64::MAX), &mut cx.context.retained);
+    }
+
+    /// True while a primary feeds it.
+    pub(crate) fn is_fed(&self) -> bool {
+        self.follower.stream.is_some()
     }
 
     fn acknowledge(&mut self, cx: &mut Cx<'_>) {

@@ -114,7 +114,7 @@ impl Store {
     /// Under pressure nearly all that lies there goes home in one sweep, many at a time, and then nothing for long: that costs
     /// less for each block, and delays fewer requests, than a trickle between them.
     fn look_whether_to_sweep(&mut self) {
-        if self.is_pressed() {
+        if self.is_pressed() || self.is_passing_damage() {
             self.sweeps = true;
         } else if self.ripe.is_empty() || self.resident < self.waiting_bytes_max() / 4 {
             self.sweeps = false;

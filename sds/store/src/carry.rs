@@ -33,7 +33,7 @@ impl Store {
         // Before what is left is no more than the servers keep back from writers (a quarter): they would wait for each other.
         let stuck = self.journal.used() > ring / 8 * 5 && self.now.ms_since(self.relocated_when) >= RETRY_MS;
         // Everything before what frees units is carried past it, once for each time that half of them would come free.
-        let goal = self.units.quarantined_before();
+        let goal = self.units.quarantined_before().max(self.scrub.rotten_before);
         let waiting = self.units.quarantined() - self.units.releasable(self.squeezed_to);
         let squeezed = self.units_are_short() && self.checkpoint.is_none() && 2 * waiting >= self.units.quarantined();
         // Once for each place of the head: else a state that is refused for want of room would be asked for again at once.
@@ -61,7 +61,7 @@ impl Store {
         let crowded = if self.log_bytes > LOG_BYTES_MAX * 3 / 4 { head } else { 0 };
         self.carry_forward(half.max(squeeze), quarter.max(squeeze).max(crowded), regular, out);
         self.carries_from = None;
-        self.carry_entries(half, out);
+        self.carry_entries(half.max(self.scrub.rotten_before), out);
         (self.relocated_at, self.relocated_when) = (self.journal.head(), self.now);
     }
 

@@ -66,7 +66,15 @@ impl Store {
             && since_ms >= CHECKPOINT_IDLE_MS
             && (gain >= ring / 32 || self.meta.dirty_pages() > 0 || frees);
         let aged = frees && since_ms >= QUARANTINE_AGE_MS;
-        gained || released || stale || aged || self.meta.dirty_pages() >= DIRTY_PAGES_MAX || !self.settles.is_empty()
+        let passes = self.is_passing_damage() && candidate >= self.scrub.rotten_before;
+        gained
+            || released
+            || stale
+            || aged
+            || passes
+            || self.scrub.rewrites
+            || self.meta.dirty_pages() >= DIRTY_PAGES_MAX
+            || !self.settles.is_empty()
     }
 
     pub(crate) fn start_checkpoint(&mut self, out: &mut Vec<Output>) {
@@ -88,6 +96,8 @@ impl Store {
         }
         let mark = self.journal.tail_candidate();
         self.super_block.sequence += 1;
+        self.super_block.scrub_page = self.scrub.page();
+        self.scrub.rewrites = false;
         let root = &mut self.super_block.checkpoint;
         (root.tail, root.tail_chain, root.tail_incarnation) = (mark.lsn, mark.chain, mark.incarnation);
         root.durable = self.journal.durable();

@@ -25,6 +25,8 @@ pub(crate) enum Waiter {
     Read(u64),
     /// The next checkpoint.
     Checkpoint,
+    /// The scrub.
+    Scrub,
 }
 
 impl Store {
@@ -78,6 +80,7 @@ impl Store {
                 Waiter::Job(key) => self.job_page_here(key, out),
                 Waiter::Read(id) => self.read_page_here(id, out),
                 Waiter::Checkpoint => self.pages_wanted -= 1,
+                Waiter::Scrub => self.scrub_page_here(out),
             }
         }
         self.sums.unpin(page);

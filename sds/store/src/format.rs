@@ -161,6 +161,7 @@ impl Formatter {
             open_count: 0,
             tail_uncertain: false,
             suspect: false,
+            scrub_page: 0,
             checkpoint: CheckpointRoot::default(),
         };
         let bytes = block.encode().freeze();

@@ -16,6 +16,8 @@
 //!
 //! The life of a large write: its data goes to fresh units, durable, then one record in the journal links them.
 //!
+//! All of it is read again from time to time, slowly: `scrub`.
+//!
 //! Memory: about 220 bytes for each chunk layer with data, a cache of their checksums, 48 bytes for each frame in the ring,
 //! the headers of the entries in it, and the payload of those that wait to be applied up to a cap.
 
@@ -44,6 +46,7 @@ pub mod planted;
 mod read;
 mod replay;
 pub mod request;
+mod scrub;
 mod stage;
 pub mod store;
 mod sums;

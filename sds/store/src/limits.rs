@@ -62,6 +62,8 @@ pub const DIRTY_PAGES_MAX: usize = 4096;
 pub const IDLE_MS: u64 = 200;
 /// Milliseconds after which a checkpoint is due on an idle device.
 pub const CHECKPOINT_IDLE_MS: u64 = 1000;
+/// Milliseconds over which a scrub of the whole device is spread by default: a week, as is the custom.
+pub const SCRUB_PERIOD_MS: u64 = 7 * 24 * 3600 * 1000;
 /// Milliseconds after which committed entries go home, however few they are and however busy clients keep the device: what was
 /// trimmed comes free with them, and a start has less to replay.
 pub const APPLY_AGE_MS: u64 = 10_000;

@@ -25,6 +25,7 @@ use crate::meta::page::ChunkRecord;
 use crate::pg::{Kept, LogEntry, Pg, Staged};
 use crate::planted::Bug;
 use crate::request::{Counters, RecoveredEntry, RecoveredPg};
+use crate::scrub::Scrub;
 use crate::store::{Options, Store};
 use crate::sums::Sums;
 use crate::superblock::SuperBlock;
@@ -82,6 +83,7 @@ impl Store {
             controls: VecDeque::new(),
             unsettled: 0,
             checkpoint: None,
+            scrub: Scrub::from(super_block.scrub_page),
             last_checkpoint: Nanos(0),
             last_append: Nanos(0),
             parked: 0,

@@ -233,11 +233,39 @@ pub enum Output {
         /// The group.
         pg: PgId,
     },
+    /// A scrub found a block of this layer bad: a [`Request::Repair`] is wanted. Said again by each pass.
+    BadBlock {
+        /// The group.
+        pg: PgId,
+        /// The layer that holds the block.
+        layer: LayerKey,
+        /// The block.
+        block: u16,
+    },
+    /// A scrub found something else damaged, and it is being put right from what is in memory.
+    Damaged {
+        /// What.
+        damage: Damage,
+    },
     /// The device has failed, for good; said once (I22). All requests that are open have been answered with the failure.
     Failed {
         /// The first cause.
         cause: DiskError,
     },
+}
+
+/// What a scrub found damaged, apart from data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Damage {
+    /// A copy of the super block: all are written again.
+    #[error("a copy of the super block is damaged: all are being written again")]
+    SuperBlock,
+    /// A home of a metadata page or of what refers to it: it is written again.
+    #[error("metadata is damaged: it is being written again")]
+    Metadata,
+    /// A frame of the journal that is still needed: what it holds goes home or is written again.
+    #[error("the journal is damaged: what it holds is being written again")]
+    Journal,
 }
 
 /// How far the journal can be believed.
@@ -394,4 +422,10 @@ pub struct Counters {
     pub bad_blocks: u64,
     /// Blocks repaired.
     pub repairs: u64,
+    /// Bytes that scrubs have read.
+    pub scrubbed_bytes: u64,
+    /// Scrubs of the whole device that have ended.
+    pub scrubs: u64,
+    /// Super blocks, homes of metadata and frames that a scrub found damaged.
+    pub damages: u64,
 }

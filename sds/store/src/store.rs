@@ -23,12 +23,13 @@ use crate::io::{DiskDone, DiskError, DiskOp, DiskRequest, IoClass, OpId};
 use crate::journal::{Journal, Purpose};
 use crate::layer::Layer;
 use crate::layers::Layers;
-use crate::limits::{CHECKSUM_CACHE_BYTES, IDLE_MS, LARGE_BLOCKS_MIN, PAYLOAD_CACHE_BYTES};
+use crate::limits::{CHECKSUM_CACHE_BYTES, IDLE_MS, LARGE_BLOCKS_MIN, PAYLOAD_CACHE_BYTES, SCRUB_PERIOD_MS};
 use crate::meta::Meta;
 use crate::pg::Pg;
 use crate::planted::Bug;
 use crate::read::ReadJob;
 use crate::request::{Answer, Counters, Event, Output, Request, Space, Token};
+use crate::scrub::Scrub;
 use crate::stage::Batch;
 use crate::sums::Sums;
 use crate::superblock::SuperBlock;
@@ -43,6 +44,8 @@ pub struct Options {
     pub checksum_cache_bytes: usize,
     /// Writes of so many blocks and more, if they are whole units, go to fresh units instead of through the journal.
     pub large_blocks_min: u16,
+    /// Milliseconds over which a scrub of the whole device is spread; 0: there is none.
+    pub scrub_period_ms: u64,
     /// How it is broken.
     #[cfg(feature = "planted")]
     pub bug: Option<Bug>,
@@ -68,6 +71,7 @@ impl Default for Options {
             payload_cache_bytes: PAYLOAD_CACHE_BYTES,
             checksum_cache_bytes: CHECKSUM_CACHE_BYTES,
             large_blocks_min: LARGE_BLOCKS_MIN,
+            scrub_period_ms: SCRUB_PERIOD_MS,
             #[cfg(feature = "planted")]
             bug: None,
         }
@@ -92,6 +96,8 @@ pub(crate) enum Owner {
     Sums(u32),
     /// A step of the checkpoint.
     Checkpoint,
+    /// A read of the scrub; which of its pieces.
+    Scrub(usize),
 }
 
 impl Owner {
@@ -175,6 +181,7 @@ pub struct Store {
     /// Voids and controls that are not durable or not carried out: no checkpoint begins meanwhile.
     pub(crate) unsettled: u32,
     pub(crate) checkpoint: Option<Checkpoint>,
+    pub(crate) scrub: Scrub,
     pub(crate) last_checkpoint: Nanos,
     pub(crate) last_append: Nanos,
     /// Layers that wait for states, in all groups.
@@ -264,6 +271,7 @@ impl Store {
             (Owner::Read(id, part), result) => self.read_done(id, part, result, out),
             (Owner::JobRead(id, part), result) => self.job_read_done(id, part, result, out),
             (Owner::Sums(page), result) => self.sums_read(page, result, out),
+            (Owner::Scrub(piece), result) => self.scrub_read(piece, result, out),
             (Owner::Checkpoint, Err(_)) if mutants::is_on(Mutant::IgnoreFailedFlush) => self.checkpoint_step_done(out),
             // I22: the first write or flush error is the last thing that happens.
             (_, Err(cause)) => self.fail(cause, out),
@@ -303,6 +311,7 @@ impl Store {
         self.write_frames(out);
         self.start_jobs(out);
         self.start_checkpoint(out);
+        self.scrub(out);
     }
 
     /// Hands an operation out.

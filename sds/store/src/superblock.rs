@@ -58,6 +58,8 @@ pub struct SuperBlock {
     pub tail_uncertain: bool,
     /// An open found the device suspect and nobody has settled it since.
     pub suspect: bool,
+    /// The page that a scrub had come to; a hint.
+    pub scrub_page: u32,
     /// The last checkpoint.
     pub checkpoint: CheckpointRoot,
 }
@@ -128,6 +130,8 @@ impl SuperBlock {
         put(&mut page, at, &c.tail_chain.to_le_bytes());
         put(&mut page, at, &c.root_crc.to_le_bytes());
         put(&mut page, at, &[c.root_home]);
+        put(&mut page, at, &[0; 3]);
+        put(&mut page, at, &self.scrub_page.to_le_bytes());
         let crc = crc32c(&page[..CRC_AT]);
         page[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
         page
@@ -169,7 +173,8 @@ impl SuperBlock {
         let (generation, tail, durable, tail_incarnation) = (word(), word(), word(), word());
         let tail_chain = u32::from_le_bytes(take(page, at));
         let root_crc = u32::from_le_bytes(take(page, at));
-        let [root_home]: [u8; 1] = take(page, at);
+        let [root_home, ..]: [u8; 4] = take(page, at);
+        let scrub_page = u32::from_le_bytes(take(page, at));
         let sound = geometry.is_sound() && root_home <= 1 && tail <= durable && tail.is_multiple_of(PAGE_BYTES as u64);
         if !sound {
             return Copy::Bad;
@@ -184,6 +189,7 @@ impl SuperBlock {
             open_count,
             tail_uncertain: flags & 1 != 0,
             suspect: flags & 2 != 0,
+            scrub_page,
             checkpoint: CheckpointRoot { generation, root_home, root_crc, tail, tail_chain, tail_incarnation, durable },
         })
     }
@@ -225,6 +231,7 @@ mod tests {
             open_count: 5,
             tail_uncertain: false,
             suspect: true,
+            scrub_page: 77,
             checkpoint: CheckpointRoot {
                 generation: 6,
                 root_home: 1,

@@ -76,17 +76,18 @@ fn the_super_block_is_where_the_document_says() {
         open_count: 0xb6,
         tail_uncertain: true,
         suspect: true,
+        scrub_page: 0xc1,
         checkpoint,
     };
     let page = block.encode();
     let rows = table("## 2. Super block");
-    assert_dense(&rows, 225);
+    assert_dense(&rows, 232);
     for Row { at, bytes, what } in &rows {
         let expected = match what.as_str() {
             "`ASHLARSB`" => SUPER_MAGIC.to_vec(),
             "version: 1" => FORMAT_VERSION.to_le_bytes().to_vec(),
             what if what.starts_with("flags: 1 tail uncertain, 2 suspect") => vec![3, 0],
-            "0" => vec![0; 4],
+            "0" => vec![0; *bytes],
             what if what.starts_with("sequence") => little_endian(&[0xb5]),
             "system, device, device incarnation" => little_endian(&[0xb1, 0xb2, 0xb3]),
             "salt" => little_endian(&[0xb4]),
@@ -105,6 +106,7 @@ fn the_super_block_is_where_the_document_says() {
             "CRC of the frame before the tail" => 0xa4_u32.to_le_bytes().to_vec(),
             "CRC of the root's newest home" => 0xa2_u32.to_le_bytes().to_vec(),
             "the root's newest home: 0 A, 1 B" => vec![1],
+            "page that a scrub had come to; a hint" => vec![0xc1, 0, 0, 0],
             "CRC of bytes 0..4092" => sds_api::checksum::crc32c(&page[..4092]).to_le_bytes().to_vec(),
             unknown => panic!("a row that is not known here: {unknown}"),
         };

@@ -447,7 +447,7 @@ fn small_memory_changes_nothing_but_where_payload_is_read_from() {
 
 #[test]
 fn a_lone_small_write_is_two_blocks_of_journal_in_one_operation() {
-    let mut machine = Machine::fresh(SIZE, JOURNAL);
+    let mut machine = Machine::fresh_with(SIZE, JOURNAL, Options { scrub_period_ms: 0, ..Options::default() });
     let before = machine.store.counters();
     let entries = vec![write(pg(0), 1, 1, layer(1, 0, 0), 0, &[1])];
     machine.request(Request::Append { entries });

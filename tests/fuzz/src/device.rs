@@ -142,7 +142,11 @@ fn ask(store: &mut Store, pages: &mut Pages, request: Request) -> Option<Answer>
             match output {
                 Output::Disk(request) => queue.push_back(Event::Disk(carry_out(pages, request))),
                 Output::Done { token: Token(1), result } => answer = result.ok(),
-                Output::Done { .. } | Output::WantState { .. } | Output::Failed { .. } => {}
+                Output::Done { .. }
+                | Output::WantState { .. }
+                | Output::BadBlock { .. }
+                | Output::Damaged { .. }
+                | Output::Failed { .. } => {}
             }
         }
     }

@@ -70,6 +70,7 @@ fn super_blocks() -> Vec<Vec<u8>> {
         open_count: 6,
         tail_uncertain: true,
         suspect: false,
+        scrub_page: 8,
         checkpoint: CheckpointRoot { generation: 7, tail: 4096, durable: 8192, ..CheckpointRoot::default() },
     };
     vec![block.encode().to_vec()]

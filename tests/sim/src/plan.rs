@@ -141,6 +141,8 @@ pub struct Plan {
     pub journal_bytes: u64,
     /// Memory of a server for entries that replicas may ask for which were away.
     pub retained_bytes: usize,
+    /// Milliseconds over which a scrub of each device is spread; 0: there is none.
+    pub scrub_period_ms: u64,
     /// How far clocks may be from true, in millionths.
     pub clock_spread_ppm: u64,
     /// Requests under way from each client to each volume.
@@ -208,6 +210,7 @@ impl Plan {
             faults,
             damaged_sds: rng.index(sds),
             doubles_ppm: *rng.pick(&[0, 0, 50_000]),
+            scrub_period_ms: *rng.pick(&[0, 10_000, 60_000]),
         }
     }
 

@@ -101,6 +101,7 @@ impl Story {
         plan.device_bytes = number(words, "device-mib", 128)? << 20;
         plan.retained_bytes = (number(words, "retained-kib", 1 << 16)? as usize) << 10;
         plan.volumes = number(words, "volumes", 1)? as usize;
+        plan.scrub_period_ms = number(words, "scrub-ms", 0)?;
         (plan.shares, plan.workers, plan.journal_bytes) = (1, 4, 8 << 20);
         (plan.clock_spread_ppm, plan.doubles_ppm, plan.faults) = (0, 0, Vec::new());
         let mut world = World::new(1, plan, Trace::new(prints));

@@ -148,7 +148,7 @@ impl OfflineStore {
                 }
                 Output::Done { result, .. } => return Ok(result?),
                 Output::Failed { cause } => bail!("the store failed: {cause}"),
-                Output::WantState { .. } => {}
+                Output::WantState { .. } | Output::BadBlock { .. } | Output::Damaged { .. } => {}
             }
         }
     }

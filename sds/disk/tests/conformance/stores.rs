@@ -16,7 +16,7 @@ use sds_store::format::{FormatParameters, Formatter};
 use sds_store::io::DiskRequest;
 use sds_store::open::{OpenParameters, Opened, Opener};
 use sds_store::request::{Answer, Event, Output, PieceContent, Recovered, Request, Token, Verdict};
-use sds_store::store::Store;
+use sds_store::store::{Options, Store};
 
 use crate::bench::{Bench, SIZE};
 use crate::loop_device::LoopDevice;
@@ -66,7 +66,9 @@ fn format(bench: &Bench, system: SystemId, force: bool) -> Result<(), FormatErro
 
 fn try_open(bench: &Bench) -> Result<Opened, OpenError> {
     let size_bytes = bench.device.geometry().size;
-    let mut opener = Opener::new(OpenParameters { size_bytes, system: Some(SYSTEM), ..OpenParameters::default() });
+    let options = Options { scrub_period_ms: 0, ..Options::default() };
+    let mut opener =
+        Opener::new(OpenParameters { size_bytes, system: Some(SYSTEM), options, ..OpenParameters::default() });
     let mut first = Vec::new();
     opener.start(&mut first)?;
     requests_done(bench, first, |done, out| opener.step(done, out))
@@ -97,7 +99,10 @@ impl Rig {
                     Output::Disk(request) => batch.push(request),
                     Output::Done { token: of, result } if of == token => answer = Some(result.unwrap()),
                     Output::Failed { cause } => panic!("{cause}"),
-                    Output::Done { .. } | Output::WantState { .. } => {}
+                    Output::Done { .. }
+                    | Output::WantState { .. }
+                    | Output::BadBlock { .. }
+                    | Output::Damaged { .. } => {}
                 }
             }
             self.open += batch.len();

@@ -202,6 +202,7 @@ impl World {
             seed: self.starts,
             addresses: Vec::new(),
             journal_bytes: Some(8 << 20),
+            scrub_period_ms: 60_000,
             retained_bytes: sds_node::limits::RETAINED_BYTES,
             timing: Timing::DEFAULT,
         };

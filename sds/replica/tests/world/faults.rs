@@ -104,6 +104,9 @@ impl World {
         let layer = layer(self.rng.below(CHUNKS));
         if self.nodes[node].store.layers().get(&layer).is_some_and(|held| held.blocks.contains_key(&block)) {
             self.nodes[node].store.bad.insert((layer, block));
+            if self.nodes[node].up && self.rng.chance(50) {
+                self.step(node, Event::BadBlock { layer, block });
+            }
         }
     }
 

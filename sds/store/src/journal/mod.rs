@@ -371,6 +371,12 @@ impl<I> Journal<I> {
         first.map_or(self.head, |frame| frame.mark)
     }
 
+    /// The first durable frame from a position on: where it begins and what it chains to, and where it ends.
+    pub fn frame_from(&self, lsn: u64) -> Option<(Mark, u64)> {
+        let index = self.frames.partition_point(|frame| frame.mark.lsn < lsn);
+        self.frames.get(index).filter(|frame| frame.end <= self.durable).map(|frame| (frame.mark, frame.end))
+    }
+
     /// A checkpoint with this tail is durable: the room before it is free.
     pub fn advance_tail(&mut self, lsn: u64) {
         while self.frames.front().is_some_and(|frame| frame.mark.lsn < lsn) {

@@ -19,6 +19,7 @@ use sds_api::buf::AlignedBuf;
 use sds_api::checksum::first_mismatch;
 use sds_api::entry::EntryDecodeError;
 
+use crate::journal::Mark;
 use crate::journal::frame::{FRAME_HEAD_BYTES, FRAME_VERSION, FrameHead};
 use crate::journal::record::Record;
 use crate::limits::{FRAMES_IN_FLIGHT, PAGE_BYTES};
@@ -311,6 +312,19 @@ fn decode_records(head: &FrameHead, whole: &Bytes) -> Result<Option<Vec<(Record,
         return Err(EntryDecodeError::Short);
     }
     Ok(Some(records))
+}
+
+/// True if these bytes are the frame that was written behind `mark` and ends at `end`, payload and all.
+pub fn is_as_written(salt: u64, mark: &Mark, end: u64, whole: &Bytes) -> bool {
+    let head = FrameHead::decode(whole).filter(|head| head.salt == salt && head.lsn == mark.lsn);
+    let Some(head) =
+        head.filter(|head| head.lsn + head.total_bytes() == end && whole.len() as u64 == head.total_bytes())
+    else {
+        return false;
+    };
+    head.previous_crc == mark.chain
+        && head.is_whole(&whole.slice(..head.header_bytes as usize))
+        && matches!(decode_records(&head, whole), Ok(Some(_)))
 }
 
 #[cfg(test)]

@@ -67,6 +67,16 @@ impl Meta {
         self.pages.get(page as usize).copied().unwrap_or_default()
     }
 
+    /// Where the newest home of a directory block is; generation 0 if it was never written.
+    pub fn directory(&self, block: usize) -> HomeRef {
+        self.directory.get(block).copied().unwrap_or_default()
+    }
+
+    /// Pages up to the last that was ever written.
+    pub fn page_count(&self) -> usize {
+        self.pages.len()
+    }
+
     /// A page must be written anew. True if it was not known to differ from the medium before.
     pub fn touch_page(&mut self, page: u32) -> bool {
         self.dirty.insert(page)

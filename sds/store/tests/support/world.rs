@@ -58,6 +58,7 @@ pub fn options_of(seed: u64) -> Options {
     if !seed.is_multiple_of(3) {
         options.large_blocks_min = 16;
     }
+    options.scrub_period_ms = if seed.is_multiple_of(4) { 0 } else { 500 };
     options
 }
 
@@ -303,6 +304,8 @@ impl World {
                         self.save_state(pg.index);
                     }
                 }
+                Output::BadBlock { layer, block, .. } => panic!("block {block} of {layer:?} is said to be bad"),
+                Output::Damaged { damage } => panic!("{damage}"),
                 Output::Failed { cause } => panic!("failed: {cause}"),
                 Output::Disk(_) => unreachable!(),
             }

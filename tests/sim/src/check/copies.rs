@@ -102,7 +102,7 @@ impl<'a> Copy<'a> {
                     queue.extend(more);
                 }
                 Output::Done { token: Token(1), result } => answer = Some(result.map_err(|error| error.to_string())),
-                Output::Done { .. } | Output::WantState { .. } => {}
+                Output::Done { .. } | Output::WantState { .. } | Output::BadBlock { .. } | Output::Damaged { .. } => {}
                 Output::Failed { cause } => return Some(Err(format!("the store failed: {cause}"))),
             }
         }

@@ -218,6 +218,7 @@ impl SdsHost {
             seed: self.rng.word(),
             addresses: vec![format!("h{}:7000", self.node)],
             journal_bytes: Some(core.plan.journal_bytes),
+            scrub_period_ms: core.plan.scrub_period_ms,
             retained_bytes: core.plan.retained_bytes,
             timing: Timing::DEFAULT,
         };

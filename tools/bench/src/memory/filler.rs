@@ -85,6 +85,8 @@ impl Filler {
                     }
                 }
                 Output::WantState { pg } => wanted.push(pg),
+                Output::BadBlock { layer, block, .. } => bail!("block {block} of {layer:?} is bad"),
+                Output::Damaged { damage } => bail!("{damage}"),
                 Output::Failed { cause } => bail!("the store failed: {cause}"),
             }
         }

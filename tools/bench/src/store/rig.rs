@@ -324,6 +324,8 @@ impl Rig {
                 Output::Disk(request) => self.batch.push(request),
                 Output::Done { token, result } => self.answered(token, result)?,
                 Output::WantState { pg } => self.save_state(pg)?,
+                Output::BadBlock { layer, block, .. } => bail!("block {block} of {layer:?} is bad"),
+                Output::Damaged { damage } => bail!("{damage}"),
                 Output::Failed { cause } => bail!("the store failed: {cause}"),
             }
         }
