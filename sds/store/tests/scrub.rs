@@ -215,7 +215,7 @@ fn the_tail_passes_a_damaged_frame_and_a_crash_after_it_loses_nothing() {
         let entries = vec![write(pg(0), 1, seq, layer(1, chunk, 0), 0, &[100 + chunk])];
         machine.call(Request::Append { entries }).unwrap();
     }
-    // Part of it is not committed for now: that is carried to the head.
+    // The last two are not committed: they are carried to the head.
     machine.request(Request::Commit { pg: pg(0), through: Seq(seq - 2) });
     let rotten = (geometry().journal_offset + (begin + 3 * 8192) % JOURNAL) / 4096;
     machine.disk.rot(rotten);
