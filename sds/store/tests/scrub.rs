@@ -215,21 +215,22 @@ fn the_tail_passes_a_damaged_frame_and_a_crash_after_it_loses_nothing() {
         let entries = vec![write(pg(0), 1, seq, layer(1, chunk, 0), 0, &[100 + chunk])];
         machine.call(Request::Append { entries }).unwrap();
     }
-    // The last two are not committed: they are carried to the head.
-    machine.request(Request::Commit { pg: pg(0), through: Seq(seq - 2) });
-    let rotten = (geometry().journal_offset + (begin + 3 * 8192) % JOURNAL) / 4096;
+    // The first is applied, the others are not committed: they are carried to the head.
+    let committed = seq + 1 - CHUNKS;
+    machine.request(Request::Commit { pg: pg(0), through: Seq(committed) });
+    let rotten = (geometry().journal_offset + (begin + 4 * 8192) % JOURNAL) / 4096;
     machine.disk.rot(rotten);
     for _ in 0..4 * PERIOD_MS / 20 {
         machine.tick(20);
         machine.run_disk();
         if machine.outputs.iter().any(|output| matches!(output, Output::WantState { .. })) {
             machine.outputs.retain(|output| !matches!(output, Output::WantState { .. }));
-            machine.call(Request::SaveState { pg: pg(0), through: Seq(seq - 2), state: Bytes::new() }).unwrap();
+            machine.call(Request::SaveState { pg: pg(0), through: Seq(committed), state: Bytes::new() }).unwrap();
         }
     }
     assert!(damages(&machine).contains(&Damage::Journal), "{:?}", machine.outputs);
     assert_eq!(machine.store.counters().damages, 1, "it is found once");
-    assert!(machine.store.super_block().checkpoint.tail > begin + 3 * 8192, "{}", machine.store.describe());
+    assert!(machine.store.super_block().checkpoint.tail > begin + 4 * 8192, "{}", machine.store.describe());
     let (store, recovered) = open(&mut machine.disk.without_cache(), options()).unwrap();
     assert_eq!(recovered.verdict, Verdict::Clean);
     machine.store = store;
