@@ -25,7 +25,7 @@ use crate::io::{DiskError, DiskOp, IoClass};
 use crate::journal::record::NO_AU;
 use crate::journal::{Mark, scan};
 use crate::layout::{PAGE, PAGES_PER_DIRECTORY, RECORDS_PER_PAGE, SUPER_COPIES};
-use crate::meta::page::{HomeRef, Kind, is_current, is_damaged};
+use crate::meta::page::{HomeRef, Kind, is_current};
 use crate::request::{Damage, Output};
 use crate::store::{Owner, Store};
 use crate::superblock::{Copy, SuperBlock};
@@ -355,11 +355,8 @@ impl Store {
             _ => return,
         };
         let salt = self.super_block.salt;
-        let is_good = |bytes: &Bytes| match home == reference.home {
-            true => is_current(bytes, kind, salt, index, &reference),
-            // What was never written there may be anything.
-            false => !is_damaged(bytes, salt),
-        };
+        // The other home may hold anything that can be read: what was never written, or what a power cut left of a write.
+        let is_good = |bytes: &Bytes| home != reference.home || is_current(bytes, kind, salt, index, &reference);
         if result.as_ref().is_ok_and(is_good) {
             return;
         }

@@ -168,24 +168,12 @@ fn seal(block: &mut [u8], kind: Kind, salt: u64, index: u64, generation: u64) ->
     crc
 }
 
-fn crc_of(block: &[u8]) -> u32 {
-    crc32c_append(crc32c_append(crc32c(&block[..CRC_AT]), &[0; 4]), &block[CRC_AT + 4..])
-}
-
-/// True if the block begins as one of this device and is not whole: a home that nothing refers to may be older, or never
-/// written, but not that.
-pub fn is_damaged(block: &[u8], salt: u64) -> bool {
-    block.len() < META_HEAD_BYTES
-        || block[0..4] == META_MAGIC.to_le_bytes()
-            && block[8..16] == salt.to_le_bytes()
-            && block[CRC_AT..CRC_AT + 4] != crc_of(block).to_le_bytes()
-}
-
 /// True if the block is exactly the one that the reference speaks of: a stale home, whole as it is, does not pass.
 pub fn is_current(block: &[u8], kind: Kind, salt: u64, index: u64, reference: &HomeRef) -> bool {
     if block.len() < META_HEAD_BYTES {
         return false;
     }
+    let crc = crc32c_append(crc32c_append(crc32c(&block[..CRC_AT]), &[0; 4]), &block[CRC_AT + 4..]);
     block[0..4] == META_MAGIC.to_le_bytes()
         && block[4..6] == META_VERSION.to_le_bytes()
         && block[6] == kind as u8
@@ -193,7 +181,7 @@ pub fn is_current(block: &[u8], kind: Kind, salt: u64, index: u64, reference: &H
         && block[16..24] == index.to_le_bytes()
         && block[24..32] == reference.generation.to_le_bytes()
         && block[CRC_AT..CRC_AT + 4] == reference.crc.to_le_bytes()
-        && crc_of(block) == reference.crc
+        && crc == reference.crc
 }
 
 /// The bytes of a page and their CRC.

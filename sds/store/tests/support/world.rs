@@ -305,6 +305,7 @@ impl World {
                     }
                 }
                 Output::BadBlock { layer, block, .. } => panic!("block {block} of {layer:?} is said to be bad"),
+                // What this disk loses in a power cut is never what a scrub may complain about.
                 Output::Damaged { damage } => panic!("{damage}"),
                 Output::Failed { cause } => panic!("failed: {cause}"),
                 Output::Disk(_) => unreachable!(),
