@@ -162,6 +162,7 @@ impl Formatter {
             tail_uncertain: false,
             suspect: false,
             scrub_page: 0,
+            resumed_at: 0,
             checkpoint: CheckpointRoot::default(),
         };
         let bytes = block.encode().freeze();

@@ -487,6 +487,7 @@ impl Opener {
         store.layers.finish_loading();
         let (geometry, root, salt) = (store.super_block.geometry, store.super_block.checkpoint, store.super_block.salt);
         let mut scanner = Scanner::new(geometry.journal_bytes, salt, root.tail, root.tail_chain, root.tail_incarnation);
+        scanner.goes_on(store.super_block.resumed_at, store.super_block.open_count);
         scanner.ignores_chain = self.parameters.options.has(Bug::IgnoreChain);
         self.phase = Phase::Ring(Box::new(scanner));
         for (offset, length) in geometry.ring_pieces(root.tail, geometry.journal_bytes) {
@@ -542,6 +543,7 @@ impl Opener {
         };
         block.suspect |= why.is_some();
         block.open_count += 1;
+        block.resumed_at = end.lsn;
         block.sequence = self.newest + 1;
         let incarnation = block.open_count;
         store.journal.resume(end, incarnation);

@@ -60,6 +60,9 @@ pub struct SuperBlock {
     pub suspect: bool,
     /// The page that a scrub had come to; a hint.
     pub scrub_page: u32,
+    /// Where the journal went on at the last opening: from here on it holds nothing that was written under an older open
+    /// count. 0: not known.
+    pub resumed_at: u64,
     /// The last checkpoint.
     pub checkpoint: CheckpointRoot,
 }
@@ -132,6 +135,7 @@ impl SuperBlock {
         put(&mut page, at, &[c.root_home]);
         put(&mut page, at, &[0; 3]);
         put(&mut page, at, &self.scrub_page.to_le_bytes());
+        put(&mut page, at, &self.resumed_at.to_le_bytes());
         let crc = crc32c(&page[..CRC_AT]);
         page[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
         page
@@ -175,6 +179,7 @@ impl SuperBlock {
         let root_crc = u32::from_le_bytes(take(page, at));
         let [root_home, ..]: [u8; 4] = take(page, at);
         let scrub_page = u32::from_le_bytes(take(page, at));
+        let resumed_at = u64::from_le_bytes(take(page, at));
         let sound = geometry.is_sound() && root_home <= 1 && tail <= durable && tail.is_multiple_of(PAGE_BYTES as u64);
         if !sound {
             return Copy::Bad;
@@ -190,6 +195,7 @@ impl SuperBlock {
             tail_uncertain: flags & 1 != 0,
             suspect: flags & 2 != 0,
             scrub_page,
+            resumed_at,
             checkpoint: CheckpointRoot { generation, root_home, root_crc, tail, tail_chain, tail_incarnation, durable },
         })
     }
@@ -232,6 +238,7 @@ mod tests {
             tail_uncertain: false,
             suspect: true,
             scrub_page: 77,
+            resumed_at: 8192,
             checkpoint: CheckpointRoot {
                 generation: 6,
                 root_home: 1,

@@ -77,11 +77,12 @@ fn the_super_block_is_where_the_document_says() {
         tail_uncertain: true,
         suspect: true,
         scrub_page: 0xc1,
+        resumed_at: 0xc2,
         checkpoint,
     };
     let page = block.encode();
     let rows = table("## 2. Super block");
-    assert_dense(&rows, 232);
+    assert_dense(&rows, 240);
     for Row { at, bytes, what } in &rows {
         let expected = match what.as_str() {
             "`ASHLARSB`" => SUPER_MAGIC.to_vec(),
@@ -107,6 +108,7 @@ fn the_super_block_is_where_the_document_says() {
             "CRC of the root's newest home" => 0xa2_u32.to_le_bytes().to_vec(),
             "the root's newest home: 0 A, 1 B" => vec![1],
             "page that a scrub had come to; a hint" => vec![0xc1, 0, 0, 0],
+            "position at which the journal went on at the last opening; 0: not known" => little_endian(&[0xc2]),
             "CRC of bytes 0..4092" => sds_api::checksum::crc32c(&page[..4092]).to_le_bytes().to_vec(),
             unknown => panic!("a row that is not known here: {unknown}"),
         };

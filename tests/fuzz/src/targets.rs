@@ -71,6 +71,7 @@ fn super_blocks() -> Vec<Vec<u8>> {
         tail_uncertain: true,
         suspect: false,
         scrub_page: 8,
+        resumed_at: 4096,
         checkpoint: CheckpointRoot { generation: 7, tail: 4096, durable: 8192, ..CheckpointRoot::default() },
     };
     vec![block.encode().to_vec()]

@@ -100,6 +100,7 @@ pub fn journal(device: &Path, format: Format) -> anyhow::Result<bool> {
     let (geometry, root) = (&block.geometry, &block.checkpoint);
     let ring = geometry.journal_bytes;
     let mut scanner = Scanner::new(ring, block.salt, root.tail, root.tail_chain, root.tail_incarnation);
+    scanner.goes_on(block.resumed_at, block.open_count);
     let mut rows = Vec::new();
     let (mut fed, mut at) = (0, root.tail);
     loop {

@@ -5,9 +5,11 @@
 //! | whole, chains to the one before    | -                                                      | accept         |
 //! | whole, does not chain              | none that knew n durable                               | end, clean     |
 //! | nothing of this lap                | none                                                   | end, clean     |
-//! | not whole                          | none                                                   | end, uncertain |
+//! | not whole                          | none                                                  | end, uncertain |
 //! | not whole, or nothing of this lap  | fewer than K, none knew n durable: a torn group        | end, uncertain |
 //! | anything but "accept"              | K of one open count, or one that knew n durable        | suspect        |
+//!
+//! Whole and chaining, but written before the last opening, which went on here: as "not whole".
 //!
 //! "Of this life": at the position its `lsn` says, with the device's salt, written under the open count of the last accepted
 //! frame or a later one. What an earlier recovery cut off carries a lower one and is never picked up again.
@@ -103,6 +105,8 @@ pub struct Scanner {
     /// Whole frames behind the end, by the open count under which they were written.
     later: BTreeMap<u64, usize>,
     known_durable: bool,
+    /// From this position on there is nothing that was written under an older open count than this one.
+    resumed: (u64, u64),
     /// A bug on purpose: chains are not looked at.
     pub(crate) ignores_chain: bool,
 }
@@ -122,8 +126,21 @@ impl Scanner {
             search: 0,
             later: BTreeMap::new(),
             known_durable: false,
+            resumed: (0, 0),
             ignores_chain: false,
         }
+    }
+
+    /// At the last opening the journal went on at this position, under this open count; 0: not known.
+    pub fn goes_on(&mut self, lsn: u64, incarnation: u64) {
+        self.resumed = (lsn, incarnation);
+    }
+
+    /// True for what the last opening cut off. It may chain all the same: of a frame that was torn then, the part that was missing
+    /// may have come by a write of the next life, torn in its turn, that had the same content there.
+    fn is_cut_off(&self, head: &FrameHead) -> bool {
+        let (lsn, incarnation) = self.resumed;
+        lsn > 0 && head.lsn >= lsn && head.incarnation < incarnation
     }
 
     /// Hands in the next bytes of the ring (whole 4 KiB blocks).
@@ -205,6 +222,9 @@ impl Scanner {
         if !chains && !self.ignores_chain {
             return Err(Stop::DoesNotChain);
         }
+        if self.is_cut_off(&head) {
+            return Err(Stop::NotWhole);
+        }
         match decode_records(&head, &whole) {
             Ok(Some(records)) => {
                 self.next += head.total_bytes();
@@ -231,7 +251,10 @@ impl Scanner {
                 }
             };
             let head = FrameHead::decode(&block).filter(|head| {
-                head.salt == self.salt && head.lsn == self.search && head.incarnation >= self.incarnation
+                head.salt == self.salt
+                    && head.lsn == self.search
+                    && head.incarnation >= self.incarnation
+                    && !self.is_cut_off(head)
             });
             let mut step = PAGE;
             if let Some(head) = head

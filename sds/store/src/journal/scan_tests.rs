@@ -58,7 +58,13 @@ impl Ring {
     }
 
     fn scan(&self) -> (usize, u64, EndVerdict) {
+        self.scan_resumed(0, 0)
+    }
+
+    /// The last opening went on there, under that count.
+    fn scan_resumed(&self, lsn: u64, incarnation: u64) -> (usize, u64, EndVerdict) {
         let mut scanner = Scanner::new(RING, SALT, 0, 0, 0);
+        scanner.goes_on(lsn, incarnation);
         let mut frames = 0;
         for piece in self.bytes.chunks(3 * PAGE_BYTES) {
             scanner.feed(Bytes::copy_from_slice(piece));
@@ -138,6 +144,22 @@ fn what_an_earlier_recovery_cut_off_is_not_picked_up_again() {
     let torn = ring.frame(2, PAGE);
     ring.damage(torn);
     assert_eq!(ring.scan(), (2, torn, EndVerdict::Uncertain));
+}
+
+#[test]
+fn what_an_earlier_recovery_cut_off_stays_so_when_a_torn_write_makes_it_whole() {
+    let mut ring = Ring::new();
+    ring.frame(1, 0);
+    let torn = ring.frame(1, 0);
+    ring.frames(4, 1, PAGE);
+    ring.damage(torn);
+    assert_eq!(ring.scan(), (1, torn, EndVerdict::Corrupt), "more than were ever in flight");
+    assert_eq!(ring.scan_resumed(torn, 2), (1, torn, EndVerdict::Uncertain), "the next life knows of them");
+    // Of what the next life writes there only those sectors reach the medium that are the same in both.
+    ring.damage(torn);
+    assert_eq!(ring.scan(), (6, 6 * PAGE, EndVerdict::Clean), "whole again");
+    assert_eq!(ring.scan_resumed(torn, 2), (1, torn, EndVerdict::Uncertain));
+    assert_eq!(ring.scan_resumed(torn, 1), (6, 6 * PAGE, EndVerdict::Clean), "of the life that went on there");
 }
 
 #[test]
