@@ -166,6 +166,9 @@ impl Shard {
 
     fn ask_store(&mut self, pg: PgId, device: DeviceId, token: Token, request: StoreRequest) {
         let Some(Stage::Open(open)) = self.devices.get_mut(&device).map(|slot| &mut slot.stage) else { return };
+        if matches!(request, StoreRequest::Append { .. }) {
+            self.throttle.served(self.now);
+        }
         let takes_space = matches!(request, StoreRequest::Append { .. } | StoreRequest::Install { .. });
         open.store.submit(self.now, pg, token, request, &mut self.outcomes);
         self.queue_outcomes(device);

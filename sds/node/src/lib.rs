@@ -41,6 +41,7 @@ mod requests;
 mod shard;
 mod shares;
 mod stores;
+mod throttle;
 mod translate;
 
 pub use action::{Action, CommandId, Notice, Severity};

@@ -26,12 +26,21 @@ pub const LOADS_IN_FLIGHT: usize = 32;
 pub const LOAD_TRIES: u32 = 5;
 /// Memory for committed entries that are kept for replicas that come back soon, over all groups.
 pub const RETAINED_BYTES: usize = 64 << 20;
-/// Chunk copies under way for each open device of this server (ScaleIO's default is one or two).
-pub const RESYNC_SLOTS_PER_DEVICE: u32 = 2;
-/// Resync in bytes per second and device while clients are busy: the floor that brings redundancy back in any case.
-pub const RESYNC_BYTES_BUSY: i64 = 64 << 20;
-/// The same while no client waits for anything.
-pub const RESYNC_BYTES_IDLE: i64 = 512 << 20;
+/// Chunk copies under way for each open device of this server while no client is served (ScaleIO's default is one or two).
+pub const RESYNC_SLOTS_IDLE: u32 = 2;
+/// The same while clients are served.
+pub const RESYNC_SLOTS_BUSY: u32 = 1;
+/// Of the time, in percent, copies may be under way while clients are served. Two servers that copy from and to each other are
+/// busy with it for 36 percent of the time then: the median of what clients wait for is not touched.
+pub const RESYNC_TIME_PERCENT: i64 = 20;
+/// Time for copies that is saved up at most.
+pub const RESYNC_BURST_MS: u64 = 20;
+/// Time for copies that is overdrawn at most, by one that took long.
+pub const RESYNC_DEBT_MS: u64 = 1000;
+/// Bytes per second and device that resync gets in any case: a TiB in a day and a half.
+pub const RESYNC_FLOOR_BYTES: i64 = 8 << 20;
+/// How long after a request clients count as being served.
+pub const SERVED_SPAN_MS: u64 = 1000;
 /// The least share of allocation units that a primary gets while there is room: two whole chunks.
 pub const SHARE_AUS_MIN: u64 = 32;
 /// The least share of journal bytes while there is room: one whole chunk and its headers.

@@ -35,6 +35,7 @@ impl Shard {
                 return;
             }
         };
+        self.throttle.served(self.now);
         let (_, length) = request.operation.range();
         let in_flight = InFlight {
             pg: admitted.pg,

@@ -24,6 +24,7 @@ use crate::limits::{STORE_TICK_MS, UPKEEP_MS};
 use crate::peers::Peers;
 use crate::report::Counters;
 use crate::stores::Outcome;
+use crate::throttle::Throttle;
 
 /// Where the process is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +69,7 @@ pub struct Shard {
     pub(crate) last_complaint: Option<String>,
     pub(crate) next_store_tick: Nanos,
     pub(crate) next_upkeep: Nanos,
-    pub(crate) resync_slots: u32,
+    pub(crate) throttle: Throttle,
     /// Which primaries write to each device here.
     pub(crate) sharing: BTreeMap<DeviceId, BTreeSet<DeviceId>>,
     /// The share that each of them was last given.
@@ -101,7 +102,7 @@ impl Shard {
             last_complaint: None,
             next_store_tick: Nanos(0),
             next_upkeep: Nanos(0),
-            resync_slots: 0,
+            throttle: Throttle::default(),
             sharing: BTreeMap::new(),
             shared: BTreeMap::new(),
             stopped: false,
@@ -115,6 +116,7 @@ impl Shard {
         if self.stopped {
             return;
         }
+        self.pace_resync();
         match event {
             Event::Boot { devices } => self.boot(devices, out),
             Event::DeviceOpened { device, result } => self.device_opened(device, result, out),
@@ -177,7 +179,6 @@ impl Shard {
     fn upkeep(&mut self, out: &mut Vec<Action>) {
         self.reopen_devices(out);
         self.set_shares();
-        self.refill_resync();
         self.expire_opens(out);
         self.ask_drops();
         self.advance_fences();
@@ -241,7 +242,7 @@ impl Shard {
         self.context = Some(Context {
             leases: Leases::new(self.settings.sds, incarnation, timing, self.now),
             credits: Credits::default(),
-            resync: ResyncBudget { slots: 0, bytes: 0, copied: 0 },
+            resync: ResyncBudget::default(),
             retained,
         });
     }

@@ -13,9 +13,7 @@ use mdm_api::ids::DeviceId;
 use sds_api::peer::CreditGrant;
 use sds_store::request::Space;
 
-use crate::limits::{
-    RESYNC_BYTES_BUSY, RESYNC_BYTES_IDLE, RESYNC_SLOTS_PER_DEVICE, SHARE_AUS_MIN, SHARE_JOURNAL_MIN, UPKEEP_MS,
-};
+use crate::limits::{RESYNC_SLOTS_BUSY, RESYNC_SLOTS_IDLE, SHARE_AUS_MIN, SHARE_JOURNAL_MIN};
 use crate::shard::Shard;
 
 impl Shard {
@@ -47,19 +45,15 @@ impl Shard {
         }
     }
 
-    /// What resync may take from here on: more while no client waits for anything.
-    pub(crate) fn refill_resync(&mut self) {
-        let devices = self.devices.values().filter(|slot| slot.open().is_some()).count().max(1);
-        let rate = if self.clients.requests() > 0 { RESYNC_BYTES_BUSY } else { RESYNC_BYTES_IDLE };
+    /// What resync may take at this moment.
+    pub(crate) fn pace_resync(&mut self) {
         let Some(context) = self.context.as_mut() else { return };
-        let refill = rate * devices as i64 / 1000 * UPKEEP_MS as i64;
-        context.resync.bytes = (context.resync.bytes + refill).min(2 * refill);
-        let slots = RESYNC_SLOTS_PER_DEVICE * devices as u32;
-        // Slots in use come back by themselves; only the number of devices changes how many there are.
-        let more = slots.saturating_sub(self.resync_slots);
-        let fewer = self.resync_slots.saturating_sub(slots);
-        context.resync.slots = (context.resync.slots + more).saturating_sub(fewer);
-        self.resync_slots = slots;
+        let budget = &mut context.resync;
+        let devices = self.devices.values().filter(|slot| slot.open().is_some()).count();
+        self.throttle.advance(self.now, budget.in_use > 0, budget.copied, devices);
+        let slots = if self.throttle.is_busy(self.now) { RESYNC_SLOTS_BUSY } else { RESYNC_SLOTS_IDLE };
+        budget.slots = slots * devices.max(1) as u32;
+        budget.is_open = self.throttle.allows(self.now);
     }
 }
 

@@ -66,12 +66,14 @@ pub struct Context {
 }
 
 /// What resync may take at this moment; the server refills it by its policy (architecture 5.6, throttle).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ResyncBudget {
-    /// Copies that may start beside those under way.
+    /// Copies that may be under way at once.
     pub slots: u32,
-    /// Payload bytes that may be copied until the next refill; a copy starts while this is above 0 and may overdraw it.
-    pub bytes: i64,
+    /// Copies under way; there may be more than slots where those became fewer.
+    pub in_use: u32,
+    /// Copies may begin; those under way go on in any case.
+    pub is_open: bool,
     /// Payload bytes that were copied since the start.
     pub copied: u64,
 }

@@ -32,7 +32,7 @@ impl Learner {
         let mut context = Context {
             leases: Leases::new(SdsId(1), PROCESS, Timing::DEFAULT, Nanos(0)),
             credits: Credits::default(),
-            resync: ResyncBudget { slots: 2, bytes: 1 << 30, copied: 0 },
+            resync: ResyncBudget { slots: 2, is_open: true, ..ResyncBudget::default() },
             retained: RetainedBudget { limit: 1 << 20, used: 0 },
         };
         let entry = |seq| Entry {

@@ -39,7 +39,7 @@ impl Replica {
         let Some(resync) = self.resync(learner, stream) else { return };
         while resync.slots.front().is_some_and(|operation| *operation <= done) {
             resync.slots.pop_front();
-            cx.context.resync.slots += 1;
+            cx.context.resync.in_use -= 1;
         }
         resync.copied.retain(|_, covered| *covered > sent);
     }
@@ -78,7 +78,8 @@ impl Replica {
     }
 
     fn start_copy(&mut self, cx: &mut Cx<'_>, learner: DeviceId, stream: u64) {
-        if !self.has_window(learner) || cx.context.resync.slots == 0 || cx.context.resync.bytes <= 0 {
+        let budget = &cx.context.resync;
+        if !self.has_window(learner) || !budget.is_open || budget.in_use >= budget.slots {
             return;
         }
         let (lock, now) = (self.number(), self.now);
@@ -92,7 +93,7 @@ impl Replica {
         }
         let Some(layer) = resync.pending.first().copied() else { return };
         resync.current = Some(Current { layer, lock, capturing: false });
-        cx.context.resync.slots -= 1;
+        cx.context.resync.in_use += 1;
         if mutants::is_on(Mutant::CopyWithoutDrain)
             || self.lead().overlaps.claim(layer.chunk, lock, BlockRange::WHOLE, Mode::Exclusive)
         {
@@ -149,7 +150,6 @@ impl Replica {
                 let copy = part.map_or_else(|| whole.clone(), |(_, blocks)| cut(&whole, &blocks));
                 let bytes: usize = copy.data.iter().map(bytes::Bytes::len).sum();
                 resync.bytes_copied += bytes as u64;
-                cx.context.resync.bytes -= bytes as i64;
                 cx.context.resync.copied += bytes as u64;
                 match part {
                     Some((base, blocks)) => PeerBody::Patch { stream, number, layer, base, blocks, copy },
@@ -183,7 +183,7 @@ impl Replica {
         resync.pending.remove(&current.layer);
         resync.stuck.insert(current.layer);
         resync.stuck_again = again;
-        cx.context.resync.slots += 1;
+        cx.context.resync.in_use -= 1;
         self.let_go(cx, learner, stream, current);
     }
 

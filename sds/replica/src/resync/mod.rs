@@ -174,7 +174,7 @@ impl Replica {
     pub(crate) fn end_resync(&mut self, cx: &mut Cx<'_>, learner: DeviceId) {
         let resync = self.lead().members.get_mut(&learner).and_then(|member| member.resync.take());
         let Some(resync) = resync else { return };
-        cx.context.resync.slots += resync.slots.len() as u32 + u32::from(resync.current.is_some());
+        cx.context.resync.in_use -= resync.slots.len() as u32 + u32::from(resync.current.is_some());
         self.cancel_copy_repairs(learner, resync.stream);
         if let Some(current) = resync.current {
             let granted = self.lead().overlaps.release(current.layer.chunk, current.lock);

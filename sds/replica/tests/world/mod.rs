@@ -184,7 +184,7 @@ fn context(node: usize, incarnation: ProcessIncarnation, now: Nanos, options: Op
     Context {
         leases: Leases::new(server(node), incarnation, Timing::DEFAULT, now),
         credits,
-        resync: ResyncBudget { slots: 2, bytes: i64::MAX, copied: 0 },
+        resync: ResyncBudget { slots: 2, is_open: true, ..ResyncBudget::default() },
         retained: RetainedBudget { limit: options.retained_bytes, used: 0 },
     }
 }
