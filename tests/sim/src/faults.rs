@@ -17,6 +17,7 @@ use crate::rng::{Rng, mix};
 use crate::world::World;
 use sds_store::layout::Geometry;
 
+mod homes;
 mod sequences;
 
 use sequences::Electors;
@@ -498,7 +499,13 @@ impl World {
                 disk.condition.misdirects = true;
                 Some(0)
             }
-            Fault::RotMetadata => disk.rot(geometry.page_offset, geometry.data_offset),
+            Fault::RotMetadata => match homes::coldest(disk, &geometry).filter(|_| !self.faults.rng.one_in(4)) {
+                Some(page) => {
+                    self.core.marks.hit("stale");
+                    disk.rot_page(page)
+                }
+                None => disk.rot(geometry.page_offset, geometry.data_offset),
+            },
             _ => disk.rot(0, disk.size()),
         };
         if let (Fault::Rot | Fault::RotMetadata, Some(page)) = (fault, kept) {

@@ -137,7 +137,7 @@ pub struct Plan {
     pub min_isr: u8,
     /// Bytes of each device.
     pub device_bytes: u64,
-    /// Bytes of each journal: some times the largest append, which is two chunks.
+    /// Bytes of each journal: some times the largest append, and room for one of each primary besides what is kept back.
     pub journal_bytes: u64,
     /// Memory of a server for entries that replicas may ask for which were away.
     pub retained_bytes: usize,
@@ -149,6 +149,8 @@ pub struct Plan {
     pub rate: u64,
     /// The load.
     pub mix: Mix,
+    /// How long writes to a volume stay with one of its chunks before they go on to the next; 0: they go everywhere.
+    pub linger: Time,
     /// The fault phase.
     pub fault_time: Time,
     /// Mean time between faults.
@@ -180,7 +182,7 @@ impl Plan {
         if !faults.contains(&Fault::PowerAll) {
             faults.push(Fault::PowerAll);
         }
-        Self {
+        let mut plan = Self {
             mdms: *rng.pick(&[1, 3, 3, 3, 3, 5]),
             sds,
             devices: *rng.pick(&[1, 1, 2]),
@@ -203,17 +205,30 @@ impl Plan {
                 large: *rng.pick(&[0, 3, 10]),
                 hot: *rng.pick(&[2, 8, 16]),
             },
+            linger: 0,
             fault_time: 30 * SECOND + rng.below(10 * SECOND),
             fault_every: *rng.pick(&[700, 1500, 3000, 5000]) * MS,
             faults,
             damaged_sds: rng.index(sds),
             doubles_ppm: *rng.pick(&[0, 0, 50_000]),
-        }
+        };
+        plan.grow_cold(&mut Rng::new(seed ^ 0x434f_4c44));
+        plan
     }
 
-    /// More faults than can come in the fault phase: one every millisecond.
-    pub fn faults_max(&self) -> u64 {
-        self.fault_time / MS / 10
+    /// In some seeds what was written is left alone from then on, and journals are so short that they soon forget it: only
+    /// there does everything hang on what metadata says at home.
+    fn grow_cold(&mut self, rng: &mut Rng) {
+        if !rng.one_in(3) {
+            return;
+        }
+        self.linger = *rng.pick(&[2, 4, 7]) * SECOND;
+        if rng.one_in(2) {
+            // Two fifths of it are left for shares when it is as full as it ever is without need.
+            let longest: u64 = if self.mix.large > 0 { 280 << 10 } else { 32 << 10 };
+            let least = (self.sds * self.devices) as u64 * longest * 5 / 2;
+            self.journal_bytes = self.journal_bytes.min(least.next_multiple_of(1 << 20).max(2 << 20));
+        }
     }
 
     /// Where the data area of a device begins.
