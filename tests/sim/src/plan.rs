@@ -137,7 +137,7 @@ pub struct Plan {
     pub min_isr: u8,
     /// Bytes of each device.
     pub device_bytes: u64,
-    /// Bytes of each journal: some times the largest append, and room for one of each primary besides what is kept back.
+    /// Bytes of each journal: some times the largest append, which is two chunks.
     pub journal_bytes: u64,
     /// Memory of a server for entries that replicas may ask for which were away.
     pub retained_bytes: usize,
@@ -216,18 +216,12 @@ impl Plan {
         plan
     }
 
-    /// In some seeds what was written is left alone from then on, and journals are so short that they soon forget it: only
-    /// there does everything hang on what metadata says at home.
+    /// In some seeds what was written is left alone from then on, and much is written elsewhere, so that the journal soon
+    /// forgets it: only there does everything hang on what metadata says at home.
     fn grow_cold(&mut self, rng: &mut Rng) {
-        if !rng.one_in(3) {
-            return;
-        }
-        self.linger = *rng.pick(&[2, 4, 7]) * SECOND;
-        if rng.one_in(2) {
-            // Two fifths of it are left for shares when it is as full as it ever is without need.
-            let longest: u64 = if self.mix.large > 0 { 280 << 10 } else { 32 << 10 };
-            let least = (self.sds * self.devices) as u64 * longest * 5 / 2;
-            self.journal_bytes = self.journal_bytes.min(least.next_multiple_of(1 << 20).max(2 << 20));
+        if self.rate >= 30 && rng.one_in(2) {
+            self.linger = *rng.pick(&[2, 4, 7]) * SECOND;
+            self.journal_bytes = 8 << 20;
         }
     }
 
