@@ -72,7 +72,7 @@ impl Allocator {
     /// For a record at `lsn` that is `lsn + 1`; for all that the journal holds now it is the head, which a tail reaches
     /// without another record, so that an idle device gives everything back.
     pub fn quarantine(&mut self, au: u32, until: u64) {
-        debug_assert!(self.is_taken(au), "only what was given out is freed");
+        assert!(self.is_taken(au), "I19: only what was given out is freed");
         if self.frees_at_once {
             return self.give_back(au);
         }
@@ -90,7 +90,7 @@ impl Allocator {
 
     /// A unit that was given out and never recorded anywhere is free again at once.
     pub fn give_back(&mut self, au: u32) {
-        assert!(self.is_taken(au), "only what was given out is given back");
+        assert!(self.is_taken(au), "I19: only what was given out is given back");
         self.taken[au as usize / 64] &= !(1 << (au % 64));
         self.free += 1;
     }
@@ -114,7 +114,7 @@ impl Allocator {
 
     /// Takes a promise back, because it was fulfilled or is no longer needed.
     pub fn unreserve(&mut self, units: u64) {
-        self.reserved = self.reserved.checked_sub(units).expect("only what was reserved is taken back");
+        self.reserved = self.reserved.checked_sub(units).expect("I24: only what was reserved is taken back");
     }
 
     /// Units neither taken nor promised.

@@ -540,8 +540,9 @@ impl Store {
                 let log = self.pgs.get_mut(&job.pg).and_then(|pg| pg.log.get_mut(&seq));
                 let staged =
                     log.and_then(|log| log.staged.as_mut()).expect("a large write is kept until it is applied");
+                // Not its own only in a suspect store, where something else had claimed it before (I19).
+                self.staged_units -= u64::from(staged.owned >> au & 1);
                 staged.owned &= !(1 << au);
-                self.staged_units -= 1;
             }
         }
     }

@@ -33,7 +33,8 @@ impl Store {
         // Before what is left is no more than the servers keep back from writers (a quarter): they would wait for each other.
         let stuck = self.journal.used() > ring / 8 * 5 && self.now.ms_since(self.relocated_when) >= RETRY_MS;
         // Everything before what frees units is carried past it, once for each time that half of them would come free.
-        let goal = self.units.quarantined_before().max(self.scrub.rotten_before);
+        self.look_whether_to_rest();
+        let goal = self.units.quarantined_before().max(self.scrub.rotten_before).max(self.rests_at);
         let waiting = self.units.quarantined() - self.units.releasable(self.squeezed_to);
         let squeezed = self.units_are_short() && self.checkpoint.is_none() && 2 * waiting >= self.units.quarantined();
         // Once for each place of the head: else a state that is refused for want of room would be asked for again at once.
@@ -63,6 +64,15 @@ impl Store {
         self.carries_from = None;
         self.carry_entries(half.max(self.scrub.rotten_before), out);
         (self.relocated_at, self.relocated_when) = (self.journal.head(), self.now);
+    }
+
+    /// Before a device falls idle it empties its journal: else what is used there stays so, and a writer whose share of the rest
+    /// is too small for one request would wait until somebody else writes.
+    fn look_whether_to_rest(&mut self) {
+        let is_full = self.journal.used() > self.journal.ring_bytes() / 4;
+        if is_full && self.is_idle() && self.rested_after != self.counters.entries {
+            (self.rests_at, self.rested_after) = (self.journal.head(), self.counters.entries);
+        }
     }
 
     /// Promises, states and commit marks; and what is asked of the servers. A state that was asked for before is asked for

@@ -90,6 +90,8 @@ impl Store {
             staged_units: 0,
             squeezed_to: 0,
             squeezed_when: Nanos(0),
+            rests_at: 0,
+            rested_after: u64::MAX,
             carries_from: None,
             relocated_at: 0,
             relocated_when: Nanos(0),

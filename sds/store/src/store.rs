@@ -191,6 +191,9 @@ pub struct Store {
     /// Up to here everything was carried forward to free units.
     pub(crate) squeezed_to: u64,
     pub(crate) squeezed_when: Nanos,
+    /// On an idle device the tail is to come here, and after how many entries that was decided.
+    pub(crate) rests_at: u64,
+    pub(crate) rested_after: u64,
     /// More entries are to be carried forward than were read at once: from here on.
     pub(crate) carries_from: Option<(PgId, Seq)>,
     /// Where the head was when old things were last carried forward.

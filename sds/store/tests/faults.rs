@@ -518,3 +518,35 @@ fn an_idle_device_gives_everything_back_though_nobody_answered_at_first() {
     let space = machine.store.space();
     assert_eq!((space.aus_free, space.aus_quarantined), (space.aus_total, 0), "{}", machine.store.describe());
 }
+
+#[test]
+fn an_idle_device_empties_its_journal_once() {
+    let (ring, mut seq) = (4 << 20, 0);
+    let mut machine = Machine::fresh_with(64 << 20, ring, Options { scrub_period_ms: 0, ..Options::default() });
+    let idle = |machine: &mut Machine, seq: u64| {
+        for _ in 0..20 {
+            machine.tick(500);
+            machine.run_disk();
+            if machine.outputs.iter().any(|output| matches!(output, Output::WantState { .. })) {
+                machine.outputs.clear();
+                machine.call(Request::SaveState { pg: pg(0), through: Seq(seq), state: Bytes::new() }).unwrap();
+            }
+        }
+    };
+    while machine.store.space().journal_free > ring / 2 {
+        seq += 1;
+        machine.call(Request::Append { entries: vec![write(pg(0), 1, seq, layer(1, seq % 4, 0), 0, &[seq])] }).unwrap();
+        machine.request(Request::Commit { pg: pg(0), through: Seq(seq) });
+    }
+    idle(&mut machine, seq);
+    assert!(machine.store.space().journal_free > ring / 8 * 7, "{}", machine.store.describe());
+    // What holds the tail and cannot be helped is not worth a second round.
+    let entries = |from: u64| (from + 1..=from + 200).map(|seq| write(pg(0), 1, seq, layer(1, 9, 0), 0, &[seq]));
+    for entry in entries(seq) {
+        machine.call(Request::Append { entries: vec![entry] }).unwrap();
+    }
+    idle(&mut machine, seq);
+    let before = machine.store.counters();
+    idle(&mut machine, seq);
+    assert_eq!(machine.store.counters().frames, before.frames, "{}", machine.store.describe());
+}

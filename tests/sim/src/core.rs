@@ -113,6 +113,8 @@ pub struct Core {
     pub trace: Trace,
     /// Events that happened.
     pub events: u64,
+    /// The host to which something happens just now.
+    pub at: Option<NodeId>,
     effects: Effects,
 }
 
@@ -144,6 +146,7 @@ impl Core {
             marks: Marks::default(),
             trace,
             events: 0,
+            at: None,
             effects: Effects::default(),
         }
     }

@@ -311,19 +311,29 @@ impl Disk {
         self.pages = image.0;
     }
 
-    /// Flips bits of a page that holds something. The page, or `None` if there is none.
+    /// Flips a bit of a page that holds something. The page, or `None` if there is none.
     pub fn rot(&mut self, from: u64, to: u64) -> Option<u64> {
-        let held: Vec<u64> = self.pages.range(from / PAGE..to / PAGE).map(|(page, _)| *page).collect();
+        let held: Vec<u64> = self.held(from, to).map(|(page, _)| page).collect();
         if held.is_empty() {
             return None;
         }
         let page = *self.rng.pick(&held);
+        self.rot_page(page)
+    }
+
+    /// Flips a bit of this page. The page, or `None` if it holds nothing.
+    pub fn rot_page(&mut self, page: u64) -> Option<u64> {
         let mut bytes = AlignedBuf::copy_of(self.pages.get(&page)?);
         let at = self.rng.index(PAGE as usize);
         bytes[at] ^= 1 << self.rng.below(8);
         self.pages.insert(page, bytes.freeze());
         self.damage.rotten += 1;
         Some(page)
+    }
+
+    /// Pages on the medium that hold something, between two places.
+    pub fn held(&self, from: u64, to: u64) -> impl Iterator<Item = (u64, &Bytes)> {
+        self.pages.range(from / PAGE..to / PAGE).map(|(page, bytes)| (*page, bytes))
     }
 
     /// Damages every page from there on.

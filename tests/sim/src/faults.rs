@@ -17,12 +17,17 @@ use crate::rng::{Rng, mix};
 use crate::world::World;
 use sds_store::layout::Geometry;
 
+mod homes;
 mod sequences;
 
+use homes::Memory;
 use sequences::Electors;
 
 /// Faults at a time; a world in which everything is broken for ever tests nothing.
 const ACTIVE_MAX: usize = 6;
+/// A fault that waits for its moment is tried as often, and so long after.
+const TRIES_MAX: u64 = 16;
+const TRY_AGAIN: Time = 500 * MS;
 /// A device that was damaged is found, and replaced in all groups, within this.
 const DAMAGE_SETTLES: Time = 8 * SECOND;
 
@@ -50,6 +55,8 @@ pub struct Faults {
     seed: u64,
     /// Faults that were drawn.
     pub drawn: u64,
+    tries: u64,
+    memory: Memory,
     /// Faults that do not happen, by their number.
     pub skip: BTreeSet<u64>,
     active: BTreeMap<u64, Undo>,
@@ -70,6 +77,8 @@ impl Faults {
             pace,
             seed,
             drawn,
+            tries: 0,
+            memory: Memory::default(),
             skip,
             active: BTreeMap::new(),
             next: 0,
@@ -93,13 +102,19 @@ impl World {
             return;
         }
         self.settle_unmaps();
+        self.remember_journals();
         if self.faults.active.len() >= ACTIVE_MAX {
             return self.core.schedule(self.core.now + SECOND, What::Fault);
         }
         let number = self.faults.drawn;
-        self.faults.drawn += 1;
         self.faults.rng = Rng::new(mix(self.faults.seed ^ number));
         let fault = *self.faults.rng.pick(&self.core.plan.faults.clone());
+        if self.faults.tries < TRIES_MAX && !self.faults.skip.contains(&number) && !self.is_moment_of(fault) {
+            // Nothing else comes meanwhile.
+            self.faults.tries += 1;
+            return self.core.schedule(self.core.now + TRY_AGAIN, What::Fault);
+        }
+        (self.faults.drawn, self.faults.tries) = (number + 1, 0);
         if !self.faults.skip.contains(&number) && self.carry_out(fault) {
             self.core.trace.line(self.core.now, || format!("fault {number} is done: {fault:?}"));
             *self.faults.counts.entry(fault).or_default() += 1;
@@ -450,8 +465,7 @@ impl World {
     /// nothing else is broken.
     fn damage(&mut self, fault: Fault) -> bool {
         let node = self.core.directory.sds_nodes[self.core.plan.damaged_sds];
-        let is_sound = self.faults.active.is_empty() && self.is_redundant();
-        if fault.destroys() && !is_sound {
+        if fault.destroys() && !self.is_sound() {
             return false;
         }
         let Host::Sds(host) = &self.hosts[node] else { return false };
@@ -459,6 +473,8 @@ impl World {
             return false;
         };
         let slot = self.faults.rng.index(host.slots.len());
+        let forgotten = (fault == Fault::RotMetadata).then(|| self.forgotten_home()).flatten();
+        let slot = forgotten.map_or(slot, |(slot, _)| slot);
         self.core.watch.is_damaged = true;
         if matches!(fault, Fault::WipeDevice | Fault::RollBackDevice) {
             return self.change_device(fault, node, slot);
@@ -498,7 +514,13 @@ impl World {
                 disk.condition.misdirects = true;
                 Some(0)
             }
-            Fault::RotMetadata => disk.rot(geometry.page_offset, geometry.data_offset),
+            Fault::RotMetadata => match forgotten {
+                Some((_, page)) => {
+                    self.core.marks.hit("stale");
+                    disk.rot_page(page)
+                }
+                None => disk.rot(geometry.page_offset, geometry.data_offset),
+            },
             _ => disk.rot(0, disk.size()),
         };
         if let (Fault::Rot | Fault::RotMetadata, Some(page)) = (fault, kept) {
@@ -516,6 +538,11 @@ impl World {
         kept.is_some()
     }
 
+    /// True if nothing else is broken: what one device loses is elsewhere.
+    fn is_sound(&self) -> bool {
+        self.faults.active.is_empty() && self.is_redundant()
+    }
+
     /// What is at the place of a device is not the device any more: wiped, or an older state of it.
     fn change_device(&mut self, fault: Fault, node: NodeId, slot: usize) -> bool {
         let recorded = self.recorded_openings(node, slot);
@@ -528,6 +555,7 @@ impl World {
             return true; // noted, for later
         }
         place.is_lost = true;
+        self.faults.memory = Memory::default();
         self.crash(node, false);
         if let Host::Sds(host) = &mut self.hosts[node] {
             let place = &mut host.slots[slot];

@@ -15,6 +15,7 @@ pub mod host;
 pub mod marking;
 pub mod marks;
 pub mod net;
+pub mod panics;
 pub mod plan;
 pub mod report;
 pub mod rng;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use sim::report::Report;
-use sim::run::{Options, guarded};
+use sim::run::{Options, run};
 use sim::shrink::{parse_ranges, ranges, shrink};
 
 type Skip = BTreeSet<u64>;
@@ -68,7 +68,7 @@ fn shrink_one(seed: u64) -> ExitCode {
 
 fn one(seed: u64, options: &Options) -> ExitCode {
     let begun = Instant::now();
-    let outcome = guarded(seed, options);
+    let outcome = run(seed, options);
     println!(
         "seed {seed}: {} events, {} requests answered, trace {:016x}",
         outcome.events, outcome.answered, outcome.hash
@@ -102,7 +102,7 @@ fn many(args: &Args) -> ExitCode {
                         return;
                     }
                     let seed = first + index;
-                    let outcome = guarded(seed, &Options::default());
+                    let outcome = run(seed, &Options::default());
                     if let (Some(text), Ok(mut failures)) = (&outcome.failure, failures.lock()) {
                         println!("seed {seed} FAILS {text}\n  replay: cargo sim --seed {seed} --trace, in short: cargo sim --seed {seed} --shrink");
                         failures.push((seed, text.clone()));

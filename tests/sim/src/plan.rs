@@ -151,6 +151,8 @@ pub struct Plan {
     pub rate: u64,
     /// The load.
     pub mix: Mix,
+    /// How long writes to a volume stay with one of its chunks before they go on to the next; 0: they go everywhere.
+    pub linger: Time,
     /// The fault phase.
     pub fault_time: Time,
     /// Mean time between faults.
@@ -182,7 +184,7 @@ impl Plan {
         if !faults.contains(&Fault::PowerAll) {
             faults.push(Fault::PowerAll);
         }
-        Self {
+        let mut plan = Self {
             mdms: *rng.pick(&[1, 3, 3, 3, 3, 5]),
             sds,
             devices: *rng.pick(&[1, 1, 2]),
@@ -205,18 +207,25 @@ impl Plan {
                 large: *rng.pick(&[0, 3, 10]),
                 hot: *rng.pick(&[2, 8, 16]),
             },
+            linger: 0,
             fault_time: 30 * SECOND + rng.below(10 * SECOND),
             fault_every: *rng.pick(&[700, 1500, 3000, 5000]) * MS,
             faults,
             damaged_sds: rng.index(sds),
             doubles_ppm: *rng.pick(&[0, 0, 50_000]),
             scrub_period_ms: *rng.pick(&[0, 10_000, 60_000]),
-        }
+        };
+        plan.grow_cold(&mut Rng::new(seed ^ 0x434f_4c44));
+        plan
     }
 
-    /// More faults than can come in the fault phase: one every millisecond.
-    pub fn faults_max(&self) -> u64 {
-        self.fault_time / MS / 10
+    /// In some seeds what was written is left alone from then on, and much is written elsewhere, so that the journal soon
+    /// forgets it: only there does everything hang on what metadata says at home.
+    fn grow_cold(&mut self, rng: &mut Rng) {
+        if self.rate >= 30 && rng.one_in(2) {
+            self.linger = *rng.pick(&[2, 4, 7]) * SECOND;
+            self.journal_bytes = 8 << 20;
+        }
     }
 
     /// Where the data area of a device begins.

@@ -93,7 +93,7 @@ impl Report {
         let missing = self.marks.missing();
         let missing = if missing.is_empty() { "none".to_owned() } else { missing.join(" ") };
         println!("  rows and invariants that were not reached: {missing}");
-        for other in ["shrunk", "grown", "appointed", "dark"] {
+        for other in ["shrunk", "grown", "appointed", "dark", "stale"] {
             println!("  {other:<9} {:>4}", self.marks.count(other));
         }
         println!(

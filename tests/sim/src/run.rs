@@ -1,7 +1,6 @@
 //! One seed from beginning to end: build, load and faults, healing, and the last checks.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use mdm_api::command::{AdminCommand, ObjectRef};
 use mdm_api::ids::DeviceId;
@@ -20,6 +19,7 @@ use crate::disk::{Damage, Disk};
 use crate::host::Host;
 use crate::host::sds::Slot;
 use crate::marks::Marks;
+use crate::panics::caught;
 use crate::plan::{Fault, Plan};
 use crate::trace::Trace;
 use crate::world::World;
@@ -84,7 +84,7 @@ pub struct Options {
     pub prints: bool,
 }
 
-/// Runs a seed.
+/// Runs a seed. An assertion of the code that does not hold is a failure like others.
 pub fn run(seed: u64, options: &Options) -> Outcome {
     let plan = Plan::draw(seed);
     let trace = Trace::new(options.prints);
@@ -92,22 +92,17 @@ pub fn run(seed: u64, options: &Options) -> Outcome {
     let mut world = World::new(seed, plan, trace);
     world.faults.skip.clone_from(&options.skip);
     let mut outcome = Outcome::default();
-    let result = world.live(&mut outcome);
+    let result = caught(|| world.live(&mut outcome));
+    let is_whole = result.is_ok();
+    let result = result.unwrap_or_else(|text| Err(world.panicked(&text)));
     if let Err(text) = result {
         world.core.watch.fail(world.core.now, text);
     }
     world.summarise(&mut outcome);
+    if is_whole {
+        world.sum_up_servers(&mut outcome);
+    }
     outcome
-}
-
-/// The same; an assertion of the code that does not hold is a failure like others.
-pub fn guarded(seed: u64, options: &Options) -> Outcome {
-    catch_unwind(AssertUnwindSafe(|| run(seed, options))).unwrap_or_else(|cause| {
-        let text = cause.downcast_ref::<String>().cloned();
-        let text = text.or_else(|| cause.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-        let failure = Some(format!("panic: {}", text.unwrap_or_default()));
-        Outcome { failure, fault_count: Plan::draw(seed).faults_max(), ..Outcome::default() }
-    })
 }
 
 impl World {
@@ -400,12 +395,10 @@ impl World {
                 return Err(format!("device {device} is suspect, and nothing was damaged (I12): {why}"));
             }
             for config in configs.iter().filter(|config| config.isr.contains(&device)) {
-                match copy.content(config.pg) {
+                match copy.content(config.pg, self.core.watch.may_lose_blocks) {
                     Ok(content) => {
                         contents.entry(device).or_default().insert(config.pg, content);
                     }
-                    // A bad block that nobody has read yet.
-                    Err(_) if self.core.watch.may_lose_blocks => {}
                     Err(text) => return Err(format!("{} of {device} cannot be read: {text}", config.pg)),
                 }
             }
@@ -440,6 +433,10 @@ impl World {
             core.trace.word(word);
         }
         outcome.hash = core.trace.hash();
+    }
+
+    /// What servers counted. Not asked for after an assertion: who knows what they are like then.
+    fn sum_up_servers(&self, outcome: &mut Outcome) {
         for host in &self.hosts {
             if let Host::Sds(host) = host {
                 host.slots.iter().for_each(|slot| outcome.damage.add(&slot.disk.damage));

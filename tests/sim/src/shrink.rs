@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::run::{Options, Outcome, guarded};
+use crate::run::{Options, Outcome, run};
 
 /// What is left of a failing seed.
 #[derive(Debug)]
@@ -21,18 +21,19 @@ pub struct Shrunk {
 /// What kind of failure it is: its text up to the first detail.
 fn kind(failure: &str) -> String {
     let text = failure.strip_prefix("at ").and_then(|rest| rest.split_once(": ")).map_or(failure, |(_, text)| text);
-    text.chars().take_while(|c| !c.is_ascii_digit() || text.starts_with('I')).take(16).collect()
+    let names_one = text.starts_with('I') || text.starts_with("panic: I");
+    text.chars().take_while(|c| !c.is_ascii_digit() || names_one).take(16).collect()
 }
 
 /// Shrinks a seed; `None` if it does not fail.
 pub fn shrink(seed: u64) -> Option<Shrunk> {
-    let first = guarded(seed, &Options::default());
+    let first = run(seed, &Options::default());
     let wanted = kind(first.failure.as_ref()?);
     let count = first.fault_count;
     let mut runs = 1;
     let mut fails = |skip: &BTreeSet<u64>| -> Option<Outcome> {
         runs += 1;
-        let outcome = guarded(seed, &Options { skip: skip.clone(), prints: false });
+        let outcome = run(seed, &Options { skip: skip.clone(), prints: false });
         outcome.failure.as_ref().is_some_and(|text| kind(text) == wanted).then_some(outcome)
     };
     let mut skip = BTreeSet::new();

@@ -103,7 +103,7 @@ impl Story {
         plan.volumes = number(words, "volumes", 1)? as usize;
         plan.scrub_period_ms = number(words, "scrub-ms", 0)?;
         (plan.shares, plan.workers, plan.journal_bytes) = (1, 4, 8 << 20);
-        (plan.clock_spread_ppm, plan.doubles_ppm, plan.faults) = (0, 0, Vec::new());
+        (plan.clock_spread_ppm, plan.doubles_ppm, plan.faults, plan.linger) = (0, 0, Vec::new(), 0);
         let mut world = World::new(1, plan, Trace::new(prints));
         cluster::build(&mut world)?;
         if !world.run_until(BOUND, World::is_redundant) {

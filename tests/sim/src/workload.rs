@@ -41,10 +41,13 @@ pub struct Mix {
     pub hot: u64,
 }
 
-/// Draws the next request to a volume of so many chunks.
-pub fn draw(rng: &mut Rng, history: &mut History, volume: u8, chunks: u64, mix: Mix) -> Drawn {
-    let chunk = rng.below(chunks) * CHUNK_BLOCKS;
+/// Draws the next request to a volume of so many chunks. If there is a chunk in `focus`, all that changes
+/// anything goes there, and most of the rest.
+pub fn draw(rng: &mut Rng, history: &mut History, volume: u8, chunks: u64, focus: Option<u64>, mix: Mix) -> Drawn {
+    let anywhere = rng.below(chunks);
     let roll = rng.below(100);
+    let changes = roll < mix.writes + mix.zeros;
+    let chunk = focus.filter(|_| changes || !rng.one_in(4)).unwrap_or(anywhere) * CHUNK_BLOCKS;
     let is_large = rng.below(100) < mix.large;
     if is_large && roll < mix.writes {
         // Half of them are whole units, as large writes mostly are: those take a way of their own in the store.

@@ -160,10 +160,22 @@ impl World {
         };
         self.core.trace.word(self.core.now ^ (node as u64) << 56);
         self.core.trace.word(word);
+        self.core.at = Some(node);
         self.hosts[node].input(&mut self.core, input);
+        self.core.at = None;
         if !self.core.watch.protocol.risen.is_empty() {
             self.compare_risen();
         }
+    }
+
+    /// An assertion did not hold: what it says, and in whom.
+    pub fn panicked(&self, text: &str) -> String {
+        let place = match self.core.at {
+            None => "the simulator".to_owned(),
+            Some(node) => format!("{} of host {node}", self.hosts[node].what()),
+        };
+        self.core.trace.line(self.core.now, || format!("{place} panics: {text}"));
+        format!("panic: {text}, in {place}")
     }
 
     /// Restarts what ended by its own will, and looks for old primaries that could still answer.

@@ -184,6 +184,12 @@ pub fn is_current(block: &[u8], kind: Kind, salt: u64, index: u64, reference: &H
         && crc == reference.crc
 }
 
+/// The checkpoint that wrote a block, by its own words: nothing else of it is looked at. `None` if it is no such block.
+pub fn generation(block: &[u8]) -> Option<u64> {
+    let mut number = block.strip_prefix(&META_MAGIC.to_le_bytes())?.get(20..28)?;
+    Some(number.get_u64_le())
+}
+
 /// The bytes of a page and their CRC.
 pub(crate) fn encode_page<'a>(
     salt: u64,
@@ -261,6 +267,7 @@ mod tests {
             !is_current(&page, Kind::Page, 8, 10, &current) && !is_current(&page, Kind::Directory, 9, 10, &current)
         );
         assert_eq!(decode_page(&page), Some([None, Some(record), None]));
+        assert_eq!((generation(&page), generation(&page[1..])), (Some(11), None));
         let mut bad = page.to_vec();
         bad[2000] ^= 1;
         assert!(!is_current(&bad, Kind::Page, 9, 10, &current));

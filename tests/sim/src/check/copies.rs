@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use mdm_api::epoch::Nanos;
+use mdm_api::epoch::{Nanos, Version};
 use mdm_api::ids::{DeviceId, PgId};
-use sds_api::block::LayerKey;
+use sds_api::block::{BlockRange, LayerKey};
 use sds_store::blockmap::BlockMap;
 use sds_store::io::DiskRequest;
 use sds_store::open::{OpenParameters, Opener};
@@ -23,7 +23,15 @@ pub struct Copy<'a> {
 }
 
 /// What a group holds on a device.
-pub type Content = BTreeMap<LayerKey, LayerContent>;
+pub type Content = BTreeMap<LayerKey, Held>;
+
+/// One layer of a chunk, as far as it can be read.
+pub struct Held {
+    version: Version,
+    present: BlockMap,
+    /// Nothing if one of its blocks is bad: what metadata says is compared all the same.
+    content: Option<LayerContent>,
+}
 
 impl<'a> Copy<'a> {
     /// Opens the device as its server would.
@@ -67,19 +75,27 @@ impl<'a> Copy<'a> {
         }
     }
 
-    /// What it holds of a group.
-    pub fn content(&mut self, pg: PgId) -> Result<Content, String> {
+    /// What it holds of a group. Blocks may be bad only if `may_be_bad`.
+    pub fn content(&mut self, pg: PgId, may_be_bad: bool) -> Result<Content, String> {
         let Answer::Chunks(layers) = self.ask(Request::ListChunks { pg })? else { return Err("no list".to_owned()) };
         let mut content = Content::new();
-        for (layer, _) in layers {
-            let Answer::Captured(captured) = self.ask(Request::Capture { layer })? else {
-                return Err("no copy".to_owned());
+        for (layer, version) in layers {
+            let Answer::Status(present) = self.ask(Request::Status { layer, blocks: BlockRange::WHOLE })? else {
+                return Err("no status".to_owned());
             };
-            let data = vec![captured.data.concat().into()];
-            // A chunk has one layer as long as there are no snapshots: what was zeroed in it and what was never written are
-            // the same to everybody.
-            let zeroed = BlockMap::EMPTY;
-            content.insert(layer, LayerContent { data, zeroed, ..captured });
+            let captured = match self.ask(Request::Capture { layer }) {
+                Ok(Answer::Captured(captured)) => Some(captured),
+                Ok(_) => return Err("no copy".to_owned()),
+                // Nobody has read it yet.
+                Err(_) if may_be_bad => None,
+                Err(text) => return Err(text),
+            };
+            let whole = captured.map(|captured| {
+                // A chunk has one layer as long as there are no snapshots: what was zeroed in it and what was never written
+                // are the same to everybody.
+                LayerContent { data: vec![captured.data.concat().into()], zeroed: BlockMap::EMPTY, ..captured }
+            });
+            content.insert(layer, Held { version, present, content: whole });
         }
         Ok(content)
     }
@@ -110,18 +126,26 @@ impl<'a> Copy<'a> {
     }
 }
 
+impl Held {
+    /// True if nothing speaks against both being copies of the same.
+    fn agrees(&self, other: &Self) -> bool {
+        let is_whole = self.content.is_some() && other.content.is_some();
+        (self.version, self.present) == (other.version, other.present) && (!is_whole || self.content == other.content)
+    }
+}
+
 /// Compares what two members hold.
 pub fn compare(pg: PgId, left: (DeviceId, &Content), right: (DeviceId, &Content)) -> Result<(), String> {
     let keys = left.1.keys().chain(right.1.keys());
     for key in keys {
         let (mine, theirs) = (left.1.get(key), right.1.get(key));
-        if mine == theirs {
+        if mine.zip(theirs).is_some_and(|(mine, theirs)| mine.agrees(theirs)) {
             continue;
         }
-        let show = |content: Option<&LayerContent>| {
-            content.map_or("nothing".to_owned(), |content| {
-                let blocks: Vec<u16> = content.present.iter().collect();
-                format!("{:?}, blocks {blocks:?}", content.version)
+        let show = |held: Option<&Held>| {
+            held.map_or("nothing".to_owned(), |held| {
+                let blocks: Vec<u16> = held.present.iter().collect();
+                format!("{:?}, blocks {blocks:?}", held.version)
             })
         };
         return Err(format!(

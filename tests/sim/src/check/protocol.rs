@@ -216,14 +216,15 @@ impl Protocol {
                 let below = around.fenced.get(&(identity.volume, identity.sdc));
                 below.is_some_and(|below| identity.session < *below)
             };
-            // The tail of an earlier term is another matter: it may have been ordered long before the fence.
-            if leads && entry.version.term == replica.promised() && entry.identity.as_ref().is_some_and(fenced) {
-                return Err(format!("I17: entry {} is of a session that is fenced", entry.version.seq));
-            }
             let place = (pg, entry.version.seq);
             let found = (entry.version, digest(entry));
             match self.order.get(&place) {
                 None if leads => {
+                    // The tail of an earlier term is another matter: it may have been ordered long before the fence. So is
+                    // what a deposed primary hears of late: its successor committed that before the fence.
+                    if entry.version.term == replica.promised() && entry.identity.as_ref().is_some_and(fenced) {
+                        return Err(format!("I17: entry {} is of a session that is fenced", entry.version.seq));
+                    }
                     self.order.insert(place, found);
                     if let Some(identity) = &entry.identity {
                         self.note_request(pg, identity, entry.version.seq)?;

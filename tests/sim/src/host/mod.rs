@@ -33,6 +33,16 @@ impl Host {
         }
     }
 
+    /// What runs on it, in words.
+    pub const fn what(&self) -> &'static str {
+        match self {
+            Self::Mdm(_) => "the member",
+            Self::Sds(_) => "the data server",
+            Self::Sdc(_) => "the data client",
+            Self::Operator(_) => "the operator",
+        }
+    }
+
     /// Its process has ended; with the power, if so.
     pub fn ended(&mut self, core: &mut Core, power_lost: bool) {
         match self {

@@ -112,7 +112,9 @@ impl Volume {
             }
             let (drawn, is_last) = if core.directory.load {
                 let (chunks, mix) = (core.plan.chunks, core.plan.mix);
-                (draw(&mut self.rng, &mut core.history, self.place, chunks, mix), false)
+                let turn = core.now.checked_div(core.plan.linger);
+                let focus = turn.map(|turn| (turn + u64::from(self.place)) % chunks);
+                (draw(&mut self.rng, &mut core.history, self.place, chunks, focus, mix), false)
             } else if let Some(drawn) = self.last_reads.pop() {
                 (drawn, true)
             } else {
