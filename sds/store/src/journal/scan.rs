@@ -107,7 +107,7 @@ pub struct Scanner {
     known_durable: bool,
     /// From this position on there is nothing that was written under an older open count than this one.
     resumed: (u64, u64),
-    /// A bug on purpose: chains are not looked at.
+    /// A bug on purpose: neither chains nor lives are looked at.
     pub(crate) ignores_chain: bool,
 }
 
@@ -140,7 +140,7 @@ impl Scanner {
     /// may have come by a write of the next life, torn in its turn, that had the same content there.
     fn is_cut_off(&self, head: &FrameHead) -> bool {
         let (lsn, incarnation) = self.resumed;
-        lsn > 0 && head.lsn >= lsn && head.incarnation < incarnation
+        lsn > 0 && head.lsn >= lsn && head.incarnation < incarnation && !self.ignores_chain
     }
 
     /// Hands in the next bytes of the ring (whole 4 KiB blocks).

@@ -18,6 +18,10 @@ use crate::worker::Worker;
 const BLOCK_BYTES: u64 = 4096;
 /// Written while a replica is away.
 pub const OVERWRITTEN_BYTES: u64 = 64 << 20;
+/// Connections that write them.
+const WRITERS: u64 = 8;
+/// How long a server may be away before its copies are made elsewhere.
+const GRACE: Duration = Duration::from_secs(60);
 /// How long the writer is watched before something happens.
 const BEFORE: Duration = Duration::from_secs(20);
 /// How long a rebuild may take, the grace before it included.
@@ -93,13 +97,14 @@ pub fn after_an_absence() -> anyhow::Result<Return> {
         system.wait_healthy(HEALING)?;
         let others = ["sds2", "sds3"];
         system.kill("sds1")?;
-        let mut client = Client::connect(&address)?;
-        let mut moments = Moments::fresh()?;
-        let block = [0x5a; BLOCK_BYTES as usize];
-        for _ in 0..OVERWRITTEN_BYTES / BLOCK_BYTES {
-            client.write(moments.number(client.size_bytes() / BLOCK_BYTES) * BLOCK_BYTES, &block)?;
-        }
-        client.close()?;
+        let away = Instant::now();
+        overwrite(&address)?;
+        let away = away.elapsed();
+        ensure!(
+            away < GRACE,
+            "the machine is too busy: the overwriting took {} s, after which others take over",
+            away.as_secs()
+        );
         let before: u64 = copied(system, &others)?.iter().sum();
         let begun = Instant::now();
         system.start("sds1")?;
@@ -108,6 +113,23 @@ pub fn after_an_absence() -> anyhow::Result<Return> {
         let after: u64 = copied(system, &others)?.iter().sum();
         Ok(Return { copied_bytes: after - before, span })
     })
+}
+
+/// Writes blocks at random places, over some connections at once: it must be over before the replica's place is given away.
+fn overwrite(address: &Address) -> anyhow::Result<()> {
+    let writers: Vec<Worker<anyhow::Result<()>>> = (0..WRITERS)
+        .map(|_| {
+            let (mut client, mut moments) = (Client::connect(address)?, Moments::fresh()?);
+            Ok(Worker::start(move |_| {
+                let block = [0x5a; BLOCK_BYTES as usize];
+                for _ in 0..OVERWRITTEN_BYTES / BLOCK_BYTES / WRITERS {
+                    client.write(moments.number(client.size_bytes() / BLOCK_BYTES) * BLOCK_BYTES, &block)?;
+                }
+                client.close()
+            }))
+        })
+        .collect::<anyhow::Result<_>>()?;
+    writers.into_iter().try_for_each(|writer| writer.finish()?)
 }
 
 /// A writer, one block after the other, each at a random place; when each began, and how long it took.
