@@ -31,6 +31,7 @@ struct Known {
     /// Those that the map told.
     by_id: BTreeMap<MdmId, String>,
     leader: Option<MdmId>,
+    leader_changes: u64,
 }
 
 impl Members {
@@ -51,7 +52,15 @@ impl Members {
 
     /// A member has said who leads.
     pub fn led_by(&self, leader: MdmId) {
-        self.lock().leader = Some(leader);
+        let mut known = self.lock();
+        if known.leader.replace(leader) != Some(leader) {
+            known.leader_changes += 1;
+        }
+    }
+
+    /// How many times another member was said to lead than before.
+    pub(super) fn leader_changes(&self) -> u64 {
+        self.lock().leader_changes
     }
 
     /// Who leads, and where it is.

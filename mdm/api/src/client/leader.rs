@@ -209,7 +209,7 @@ impl Asker {
         // When something was last sent while nothing was under way, or heard.
         let mut lively = Instant::now();
         let (mut looking, mut look_after): (Option<Looking>, _) = (None, UNANSWERED);
-        let led_by = self.members.leader();
+        let changes = self.members.leader_changes();
         // Goes on by itself: requests that come one after the other must not put the look off.
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -228,6 +228,7 @@ impl Asker {
                 flying.insert(next_id, job);
                 next_id += 1;
                 if self.sent(writer, &message).await.is_err() {
+                    self.turn_to(mdm, self.members.leader());
                     return Ended::Moved;
                 }
             }
@@ -238,8 +239,8 @@ impl Asker {
                     Some(job) => {
                         waiting.push(job);
                         // Heard while nothing was asked here: this member need not be found silent first.
-                        let leader = self.members.leader().filter(|_| flying.is_empty());
-                        if leader != led_by && self.turn_to(mdm, leader) {
+                        let is_new = flying.is_empty() && self.members.leader_changes() != changes;
+                        if is_new && self.turn_to(mdm, self.members.leader()) {
                             return Ended::Moved;
                         }
                     }
@@ -292,12 +293,16 @@ impl Asker {
         })
     }
 
+    /// `Err`: the connection is of no use. A member that is cut off takes some requests, as many as fit the kernel's buffer,
+    /// and then none: whoever waited for it would look after nothing else.
     async fn sent<W: tokio::io::AsyncWrite + Unpin>(
         &mut self,
         writer: &mut FramedWriter<W>,
         message: &ControlMessage,
     ) -> Result<(), ()> {
-        writer.send(message).await.map_err(|error| self.last_error = error.to_string())
+        let sent = tokio::time::timeout(UNANSWERED, writer.send(message)).await;
+        let sent = sent.unwrap_or_else(|late| Err(late.into()));
+        sent.map_err(|error| self.last_error = format!("a request was not sent: {error}"))
     }
 
     /// One arrival. `Err`: move on to another member.
@@ -387,38 +392,84 @@ mod tests {
     use crate::command::Query;
     use crate::control::PeerRole;
 
-    /// What is asked of a member that never answers; how the exchange ended, and what hint it left.
-    async fn ask_the_silent(members: Members) -> Option<MdmAddress> {
+    /// One that has nobody to call, and what hands it its jobs.
+    fn asker(members: Members) -> (Asker, mpsc::Sender<Job>) {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
         let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
         let tls = tls.unwrap().with_root_certificates(RootCertStore::empty()).with_no_client_auth();
         let connector = Connector::new(Arc::new(tls), PeerRole::Tool, None);
-        let mut asker = Asker { connector, members, token: None, queue, last_error: String::new(), hint: None };
-        let (answer, _answered) = oneshot::channel();
+        (Asker { connector, members, token: None, queue, last_error: String::new(), hint: None }, jobs)
+    }
+
+    fn job() -> Job {
         let deadline = Instant::now() + Duration::from_secs(3);
-        let request = Request::Query(Query::System);
+        Job { request: Request::Query(Query::System), deadline, answer: oneshot::channel().0 }
+    }
+
+    /// What is asked of a member that never answers, which takes what `writer` takes; what hint the exchange left, if it
+    /// ended, and how many requests are to be asked again.
+    async fn ask_the_silent<W: tokio::io::AsyncWrite + Unpin>(
+        members: Members,
+        writer: W,
+        mut waiting: Vec<Job>,
+    ) -> (Option<Option<MdmAddress>>, usize) {
+        let (mut asker, _jobs) = asker(members);
         let (_arrivals, mut arrived) = mpsc::channel(1);
-        let mut waiting = vec![Job { request, deadline, answer }];
-        let mut flying = BTreeMap::new();
-        let mut writer = FramedWriter::new(tokio::io::sink());
-        let exchange = asker.exchange((MdmId(1), "127.0.0.1:1"), &mut writer, &mut arrived, &mut waiting, &mut flying);
+        let (mut flying, mut writer) = (BTreeMap::new(), FramedWriter::new(writer));
+        let exchange = asker.exchange(SILENT, &mut writer, &mut arrived, &mut waiting, &mut flying);
         let moved = tokio::time::timeout(Duration::from_secs(1), exchange).await;
-        assert_eq!(flying.len(), 1, "it is asked again elsewhere");
-        drop(jobs);
-        assert_eq!(moved.is_ok(), asker.hint.is_some());
-        asker.hint
+        (moved.is_ok().then_some(asker.hint), flying.len())
+    }
+
+    const SILENT: (MdmId, &str) = (MdmId(1), "127.0.0.1:1");
+
+    fn two_members() -> (Members, [MdmAddress; 2]) {
+        let members = Members::default();
+        let addresses = [1, 2].map(|id| MdmAddress { id: MdmId(id), address: format!("127.0.0.1:{id}") });
+        members.replace(&addresses);
+        (members, addresses)
     }
 
     #[tokio::test]
     async fn a_silent_member_is_left_for_whoever_is_said_to_lead_and_not_without_one() {
-        let members = Members::default();
-        let addresses = [1, 2].map(|id| MdmAddress { id: MdmId(id), address: format!("127.0.0.1:{id}") });
-        members.replace(&addresses);
-        assert_eq!(ask_the_silent(members.clone()).await, None, "nobody is said to lead");
+        let (members, addresses) = two_members();
+        let ask = || ask_the_silent(members.clone(), tokio::io::sink(), vec![job()]);
+        assert_eq!(ask().await, (None, 1), "nobody is said to lead");
         members.led_by(MdmId(1));
-        assert_eq!(ask_the_silent(members.clone()).await, None, "the silent one leads: it has its reasons");
+        assert_eq!(ask().await, (None, 1), "the silent one leads: it has its reasons");
         members.led_by(MdmId(2));
-        assert_eq!(ask_the_silent(members).await, Some(addresses[1].clone()));
+        assert_eq!(ask().await, (Some(Some(addresses[1].clone())), 1));
+    }
+
+    // F2: as many requests as fit the kernel's buffers went to a leader that was gone; the rest waited to be written.
+    #[tokio::test]
+    async fn a_member_that_takes_no_requests_is_left_whoever_leads() {
+        let (members, _) = two_members();
+        let (ours, _theirs) = tokio::io::duplex(100);
+        let waiting = (0..8).map(|_| job()).collect();
+        let (hint, _) = ask_the_silent(members, ours, waiting).await;
+        assert_eq!(hint, Some(None), "it is left, and nobody is said to lead");
+    }
+
+    #[tokio::test]
+    async fn a_member_that_was_deposed_while_nothing_was_asked_is_asked_nothing() {
+        let (members, addresses) = two_members();
+        members.led_by(MdmId(2)); // Old news, when the connection is made.
+        let (mut asker, jobs) = asker(members.clone());
+        let (_arrivals, mut arrived) = mpsc::channel(1);
+        let (mut waiting, mut flying) = (Vec::new(), BTreeMap::new());
+        let mut writer = FramedWriter::new(Vec::new());
+        let exchange = asker.exchange(SILENT, &mut writer, &mut arrived, &mut waiting, &mut flying);
+        let news = async {
+            tokio::task::yield_now().await;
+            members.led_by(MdmId(1));
+            members.led_by(MdmId(2));
+            jobs.send(job()).await.map_err(drop).unwrap();
+        };
+        let (ended, ()) = tokio::join!(exchange, news);
+        assert!(matches!(ended, Ended::Moved));
+        assert_eq!((waiting.len(), flying.len()), (1, 0), "the request was not sent");
+        assert_eq!(asker.hint, Some(addresses[1].clone()));
     }
 }
