@@ -17,7 +17,8 @@ pub struct Timing {
     pub heartbeat_ms: u64,
     /// Silence after which a data server counts as dead.
     pub dead_after_ms: u64,
-    /// A primary proposes to drop a replica this long after its connection was reset or refused.
+    /// A primary proposes to drop a replica this long after its connection was reset or refused; and one that is silent so
+    /// long, if its server is taken to be dead.
     pub remove_after_reset_ms: u64,
     /// A primary proposes to drop a replica that is connected but silent this long.
     pub remove_after_silence_ms: u64,

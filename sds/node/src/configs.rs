@@ -142,8 +142,9 @@ impl Shard {
         let min_isr = self.map.storage_pool(pg.pool).map_or(1, |pool| pool.min_isr);
         let home = |device: &DeviceId| {
             let server = self.map.device(*device)?.sds;
-            let incarnation = self.map.sds(server)?.incarnation?;
-            Some(MemberHome { device: *device, server, incarnation })
+            let record = self.map.sds(server)?;
+            let (incarnation, is_down) = (record.incarnation?, !record.connected);
+            Some(MemberHome { device: *device, server, incarnation, is_down })
         };
         let homes = config.isr.iter().chain(&config.learners).filter_map(home).collect();
         Some(Told { config, min_isr, homes })

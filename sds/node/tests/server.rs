@@ -4,7 +4,7 @@ mod world;
 
 use mdm_api::epoch::{AttachGeneration, Revision};
 use mdm_api::map::MapObject;
-use mdm_api::model::DeviceState;
+use mdm_api::model::{DeviceState, Sds};
 use sds_api::client::{ClientError, ClientOperation};
 use world::{SDC, VOLUME, World, device, mapping, sds};
 
@@ -88,6 +88,19 @@ fn a_dead_secondary_is_proposed_for_removal_before_anything_is_acknowledged_with
     world.write(sds(1), handle, 0, 0, &[2; 4096]);
     let written = world.map.pgs().filter(|config| config.isr == [device(1)]).count();
     assert!(written >= 1, "the group that was written to has shrunk first");
+}
+
+// F2, F3: no connection says that the host is gone; the map does.
+#[test]
+fn a_server_that_the_map_calls_dead_is_not_waited_for_as_long_as_one_that_is_only_silent() {
+    let (mut world, handle) = pair();
+    world.write(sds(1), handle, 0, 0, &[1; 4096]);
+    world.vanish(sds(2));
+    let dead = Sds { connected: false, ..world.map.sds(sds(2)).unwrap().clone() };
+    world.change(vec![MapObject::Sds(dead)], vec![]);
+    let began = world.now;
+    world.write(sds(1), handle, 0, 0, &[2; 4096]);
+    assert!(world.now.ms_since(began) < 600, "{} ms", world.now.ms_since(began));
 }
 
 #[test]

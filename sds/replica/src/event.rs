@@ -72,6 +72,8 @@ pub struct MemberHome {
     pub server: SdsId,
     /// The newest process of that server that the map knows.
     pub incarnation: ProcessIncarnation,
+    /// The metadata manager takes the server to be dead. A hint: the server may be heard here all the same.
+    pub is_down: bool,
 }
 
 /// Why the store could not.

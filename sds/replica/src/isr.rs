@@ -138,7 +138,10 @@ impl Replica {
         if gone_for.is_some_and(|since| self.now.ms_since(since) >= timing.remove_after_reset_ms) {
             return true;
         }
-        if self.now.ms_since(member.progress_at) >= timing.remove_after_silence_ms {
+        // F2: who is taken to be dead has been silent for long already, for everybody.
+        let is_down = self.homes.get(&device).is_some_and(|home| home.is_down);
+        let silence_ms = if is_down { timing.remove_after_reset_ms } else { timing.remove_after_silence_ms };
+        if self.now.ms_since(member.progress_at) >= silence_ms {
             return true;
         }
         // It acknowledges but grants no leases: reads stand still.
@@ -149,7 +152,7 @@ impl Replica {
             }
             _ => member.progress_at,
         };
-        !covered && self.now.ms_since(since) >= timing.remove_after_silence_ms
+        !covered && self.now.ms_since(since) >= silence_ms
     }
 
     /// A learner that is fully synchronous: complete, keeping up, and covered by a lease.

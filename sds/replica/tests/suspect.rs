@@ -93,7 +93,8 @@ impl Learner {
             isr: vec![PRIMARY],
             learners: vec![OWN],
         };
-        let home = |device, server, incarnation| MemberHome { device, server: SdsId(server), incarnation };
+        let home =
+            |device, server, incarnation| MemberHome { device, server: SdsId(server), incarnation, is_down: false };
         let homes = vec![home(OWN, 1, PROCESS), home(PRIMARY, 2, ProcessIncarnation(6))];
         self.step(Event::Config { config, min_isr: 1, homes });
         self.step(Event::PeerConnected { device: PRIMARY, incarnation: ProcessIncarnation(6) });

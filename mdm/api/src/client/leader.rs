@@ -4,13 +4,16 @@
 //! task moves on and asks again: changing requests carry an id under which they take effect once, so asking twice is safe.
 
 use std::collections::BTreeMap;
+use std::future::{Future, pending};
+use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use super::connection::{ConnectError, Connector, FramedWriter};
+use super::connection::{ConnectError, Connection, Connector, FramedWriter};
 use super::follow::Members;
+use super::search::first_answer;
 use crate::control::{ControlMessage, MdmAddress, Request, RequestError, Response};
 use crate::error::CommandError;
 use crate::ids::MdmId;
@@ -20,7 +23,8 @@ const QUEUE: usize = 256;
 /// Pause before another member is tried when none leads.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// A member that has not answered for so long is left, if another one is said to lead: it may be cut off, and no connection
-/// says so for seconds.
+/// says so for seconds. If nobody has said so, the others are asked; again after twice as long each time, for a leader may
+/// have its reasons.
 const UNANSWERED: Duration = Duration::from_millis(300);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(100);
@@ -77,6 +81,14 @@ struct Asker {
     hint: Option<MdmAddress>,
 }
 
+/// What a member says when it is called.
+enum Called {
+    Greeted(Box<Connection>),
+    Refused(CommandError),
+}
+
+type Looking = Pin<Box<dyn Future<Output = Option<MdmAddress>> + Send>>;
+
 enum Ended {
     /// The connection is of no use any more.
     Moved,
@@ -95,42 +107,58 @@ impl Asker {
                     None => return,
                 }
             }
-            let addresses = self.members.addresses();
             let hinted = self.hint.take().map(|hint| hint.address);
-            let was_hinted = hinted.is_some();
-            let Some(address) = hinted.or_else(|| addresses.get(turn % addresses.len().max(1)).cloned()) else {
-                self.last_error = "no address of a metadata manager is known".to_owned();
-                self.pause(&mut waiting).await;
-                continue;
-            };
-            match self.connector.connect(&address).await {
-                Ok(connection) => {
-                    if let Some(leader) =
-                        connection.leader.clone().filter(|leader| leader.id != connection.mdm && !was_hinted)
-                    {
-                        self.hint = Some(leader);
-                        continue;
-                    }
-                    match self.serve(connection, &mut waiting).await {
-                        Ended::Finished => return,
-                        Ended::Moved => {}
-                    }
-                }
-                Err(error @ ConnectError::Refused { .. }) if !was_hinted => {
-                    let ConnectError::Refused { error, .. } = error else { continue };
+            let candidates = self.candidates(hinted.clone(), turn);
+            match call(&self.connector, &candidates).await {
+                None => self.last_error = "no address of a metadata manager is known".to_owned(),
+                Some(Err(error)) => self.last_error = error.to_string(),
+                Some(Ok((0, Called::Refused(error)))) if hinted.is_some() => self.last_error = error.to_string(),
+                Some(Ok((_, Called::Refused(error)))) => {
                     // A clear no of one member is everybody's: the same system, role and certificate.
                     for job in waiting.drain(..) {
                         let _ = job.answer.send(Err(ClientError::Refused(error.clone())));
                     }
                     continue;
                 }
-                Err(error) => self.last_error = error.to_string(),
+                Some(Ok((place, Called::Greeted(connection)))) => {
+                    let is_hinted = place == 0 && hinted.is_some();
+                    let leader = connection.leader.clone().filter(|leader| leader.id != connection.mdm && !is_hinted);
+                    match leader {
+                        // The others have yet to find out.
+                        Some(leader) if hinted.as_ref() == Some(&leader.address) => {
+                            self.last_error = "the member that is said to lead does not answer".to_owned();
+                        }
+                        Some(leader) => {
+                            self.hint = Some(leader);
+                            continue;
+                        }
+                        None => {
+                            tracing::debug!(mdm = %connection.mdm, jobs = waiting.len(), "asking");
+                            let address = candidates.get(place).map(String::as_str).unwrap_or_default();
+                            if let Ended::Finished = self.serve(*connection, address, &mut waiting).await {
+                                return;
+                            }
+                        }
+                    }
+                }
             }
             if self.hint.is_none() {
                 turn += 1;
                 self.pause(&mut waiting).await;
             }
         }
+    }
+
+    /// Whom to call: who is said to lead, then everybody else in turn.
+    fn candidates(&self, hinted: Option<String>, turn: usize) -> Vec<String> {
+        let mut all = self.members.addresses();
+        let first = turn % all.len().max(1);
+        all.rotate_left(first);
+        if let Some(hinted) = hinted {
+            all.retain(|address| *address != hinted);
+            all.insert(0, hinted);
+        }
+        all
     }
 
     /// Waits a little and gives up what is past its deadline.
@@ -150,8 +178,8 @@ impl Asker {
         }
     }
 
-    async fn serve(&mut self, connection: super::Connection, waiting: &mut Vec<Job>) -> Ended {
-        let super::Connection { mut reader, mut writer, mdm, .. } = connection;
+    async fn serve(&mut self, connection: Connection, address: &str, waiting: &mut Vec<Job>) -> Ended {
+        let Connection { mut reader, mut writer, mdm, .. } = connection;
         let (arrivals, mut arrived) = mpsc::channel(QUEUE);
         let reading = tokio::spawn(async move {
             loop {
@@ -163,7 +191,7 @@ impl Asker {
             }
         });
         let mut flying = BTreeMap::new();
-        let ended = self.exchange(mdm, &mut writer, &mut arrived, waiting, &mut flying).await;
+        let ended = self.exchange((mdm, address), &mut writer, &mut arrived, waiting, &mut flying).await;
         reading.abort();
         waiting.extend(flying.into_values());
         ended
@@ -171,7 +199,7 @@ impl Asker {
 
     async fn exchange<W: tokio::io::AsyncWrite + Unpin>(
         &mut self,
-        mdm: MdmId,
+        (mdm, address): (MdmId, &str),
         writer: &mut FramedWriter<W>,
         arrived: &mut mpsc::Receiver<std::io::Result<Option<ControlMessage>>>,
         waiting: &mut Vec<Job>,
@@ -180,6 +208,8 @@ impl Asker {
         let mut next_id = 1;
         // When something was last sent while nothing was under way, or heard.
         let mut lively = Instant::now();
+        let (mut looking, mut look_after): (Option<Looking>, _) = (None, UNANSWERED);
+        let changes = self.members.leader_changes();
         // Goes on by itself: requests that come one after the other must not put the look off.
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -191,13 +221,14 @@ impl Asker {
         }
         loop {
             if flying.is_empty() {
-                lively = Instant::now();
+                (lively, looking, look_after) = (Instant::now(), None, UNANSWERED);
             }
             for job in std::mem::take(waiting) {
                 let message = ControlMessage::Request { id: next_id, request: Box::new(job.request.clone()) };
                 flying.insert(next_id, job);
                 next_id += 1;
                 if self.sent(writer, &message).await.is_err() {
+                    self.turn_to(mdm, self.members.leader());
                     return Ended::Moved;
                 }
             }
@@ -205,21 +236,34 @@ impl Asker {
             let wake = soonest.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             tokio::select! {
                 job = self.queue.recv(), if flying.len() < QUEUE => match job {
-                    Some(job) => waiting.push(job),
+                    Some(job) => {
+                        waiting.push(job);
+                        // Heard while nothing was asked here: this member need not be found silent first.
+                        let is_new = flying.is_empty() && self.members.leader_changes() != changes;
+                        if is_new && self.turn_to(mdm, self.members.leader()) {
+                            return Ended::Moved;
+                        }
+                    }
                     None if flying.is_empty() => return Ended::Finished,
                     None => {}
                 },
                 message = arrived.recv() => {
-                    lively = Instant::now();
+                    (lively, looking, look_after) = (Instant::now(), None, UNANSWERED);
                     if self.take(message, flying, waiting).is_err() {
                         return Ended::Moved;
                     }
                 }
                 _ = looks.tick(), if !flying.is_empty() => {
-                    let elsewhere = self.members.leader().filter(|leader| leader.id != mdm);
-                    if lively.elapsed() >= UNANSWERED && elsewhere.is_some() {
-                        self.last_error = "a member that led does not answer".to_owned();
-                        self.hint = elsewhere;
+                    if lively.elapsed() >= UNANSWERED && self.turn_to(mdm, self.members.leader()) {
+                        return Ended::Moved;
+                    }
+                    if looking.is_none() && lively.elapsed() >= look_after {
+                        looking = Some(self.look(address));
+                    }
+                }
+                leader = found(&mut looking) => {
+                    (looking, look_after) = (None, 2 * lively.elapsed());
+                    if self.turn_to(mdm, leader) {
                         return Ended::Moved;
                     }
                 }
@@ -228,12 +272,37 @@ impl Asker {
         }
     }
 
+    /// Goes to that member next, if it is another one than `mdm`.
+    fn turn_to(&mut self, mdm: MdmId, leader: Option<MdmAddress>) -> bool {
+        let Some(leader) = leader.filter(|leader| leader.id != mdm) else { return false };
+        self.last_error = "a member that led does not answer".to_owned();
+        self.hint = Some(leader);
+        true
+    }
+
+    /// Asks the members that are not at `address` who leads.
+    fn look(&self, address: &str) -> Looking {
+        let mut others = self.members.addresses();
+        others.retain(|other| other != address);
+        let connector = self.connector.clone();
+        Box::pin(async move {
+            match call(&connector, &others).await {
+                Some(Ok((_, Called::Greeted(connection)))) => connection.leader,
+                _ => None,
+            }
+        })
+    }
+
+    /// `Err`: the connection is of no use. A member that is cut off takes some requests, as many as fit the kernel's buffer,
+    /// and then none: whoever waited for it would look after nothing else.
     async fn sent<W: tokio::io::AsyncWrite + Unpin>(
         &mut self,
         writer: &mut FramedWriter<W>,
         message: &ControlMessage,
     ) -> Result<(), ()> {
-        writer.send(message).await.map_err(|error| self.last_error = error.to_string())
+        let sent = tokio::time::timeout(UNANSWERED, writer.send(message)).await;
+        let sent = sent.unwrap_or_else(|late| Err(late.into()));
+        sent.map_err(|error| self.last_error = format!("a request was not sent: {error}"))
     }
 
     /// One arrival. `Err`: move on to another member.
@@ -290,6 +359,29 @@ impl Asker {
     }
 }
 
+/// Calls members until one answers; no is an answer too.
+async fn call(connector: &Connector, addresses: &[String]) -> Option<Result<(usize, Called), ConnectError>> {
+    let calling = first_answer(addresses, |address| {
+        let connector = connector.clone();
+        async move {
+            match connector.connect(&address).await {
+                Ok(connection) => Ok(Called::Greeted(Box::new(connection))),
+                Err(ConnectError::Refused { error, .. }) => Ok(Called::Refused(error)),
+                Err(error) => Err(error),
+            }
+        }
+    });
+    calling.await
+}
+
+/// What a search that is under way finds; for ever, if none is.
+async fn found(looking: &mut Option<Looking>) -> Option<MdmAddress> {
+    match looking {
+        Some(looking) => looking.await,
+        None => pending().await,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -300,38 +392,84 @@ mod tests {
     use crate::command::Query;
     use crate::control::PeerRole;
 
-    /// What is asked of a member that never answers; how the exchange ended, and what hint it left.
-    async fn ask_the_silent(members: Members) -> Option<MdmAddress> {
+    /// One that has nobody to call, and what hands it its jobs.
+    fn asker(members: Members) -> (Asker, mpsc::Sender<Job>) {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
         let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
         let tls = tls.unwrap().with_root_certificates(RootCertStore::empty()).with_no_client_auth();
         let connector = Connector::new(Arc::new(tls), PeerRole::Tool, None);
-        let mut asker = Asker { connector, members, token: None, queue, last_error: String::new(), hint: None };
-        let (answer, _answered) = oneshot::channel();
+        (Asker { connector, members, token: None, queue, last_error: String::new(), hint: None }, jobs)
+    }
+
+    fn job() -> Job {
         let deadline = Instant::now() + Duration::from_secs(3);
-        let request = Request::Query(Query::System);
+        Job { request: Request::Query(Query::System), deadline, answer: oneshot::channel().0 }
+    }
+
+    /// What is asked of a member that never answers, which takes what `writer` takes; what hint the exchange left, if it
+    /// ended, and how many requests are to be asked again.
+    async fn ask_the_silent<W: tokio::io::AsyncWrite + Unpin>(
+        members: Members,
+        writer: W,
+        mut waiting: Vec<Job>,
+    ) -> (Option<Option<MdmAddress>>, usize) {
+        let (mut asker, _jobs) = asker(members);
         let (_arrivals, mut arrived) = mpsc::channel(1);
-        let mut waiting = vec![Job { request, deadline, answer }];
-        let mut flying = BTreeMap::new();
-        let mut writer = FramedWriter::new(tokio::io::sink());
-        let exchange = asker.exchange(MdmId(1), &mut writer, &mut arrived, &mut waiting, &mut flying);
+        let (mut flying, mut writer) = (BTreeMap::new(), FramedWriter::new(writer));
+        let exchange = asker.exchange(SILENT, &mut writer, &mut arrived, &mut waiting, &mut flying);
         let moved = tokio::time::timeout(Duration::from_secs(1), exchange).await;
-        assert_eq!(flying.len(), 1, "it is asked again elsewhere");
-        drop(jobs);
-        assert_eq!(moved.is_ok(), asker.hint.is_some());
-        asker.hint
+        (moved.is_ok().then_some(asker.hint), flying.len())
+    }
+
+    const SILENT: (MdmId, &str) = (MdmId(1), "127.0.0.1:1");
+
+    fn two_members() -> (Members, [MdmAddress; 2]) {
+        let members = Members::default();
+        let addresses = [1, 2].map(|id| MdmAddress { id: MdmId(id), address: format!("127.0.0.1:{id}") });
+        members.replace(&addresses);
+        (members, addresses)
     }
 
     #[tokio::test]
     async fn a_silent_member_is_left_for_whoever_is_said_to_lead_and_not_without_one() {
-        let members = Members::default();
-        let addresses = [1, 2].map(|id| MdmAddress { id: MdmId(id), address: format!("h{id}:6611") });
-        members.replace(&addresses);
-        assert_eq!(ask_the_silent(members.clone()).await, None, "nobody is said to lead");
+        let (members, addresses) = two_members();
+        let ask = || ask_the_silent(members.clone(), tokio::io::sink(), vec![job()]);
+        assert_eq!(ask().await, (None, 1), "nobody is said to lead");
         members.led_by(MdmId(1));
-        assert_eq!(ask_the_silent(members.clone()).await, None, "the silent one leads: it has its reasons");
+        assert_eq!(ask().await, (None, 1), "the silent one leads: it has its reasons");
         members.led_by(MdmId(2));
-        assert_eq!(ask_the_silent(members).await, Some(addresses[1].clone()));
+        assert_eq!(ask().await, (Some(Some(addresses[1].clone())), 1));
+    }
+
+    // F2: as many requests as fit the kernel's buffers went to a leader that was gone; the rest waited to be written.
+    #[tokio::test]
+    async fn a_member_that_takes_no_requests_is_left_whoever_leads() {
+        let (members, _) = two_members();
+        let (ours, _theirs) = tokio::io::duplex(100);
+        let waiting = (0..8).map(|_| job()).collect();
+        let (hint, _) = ask_the_silent(members, ours, waiting).await;
+        assert_eq!(hint, Some(None), "it is left, and nobody is said to lead");
+    }
+
+    #[tokio::test]
+    async fn a_member_that_was_deposed_while_nothing_was_asked_is_asked_nothing() {
+        let (members, addresses) = two_members();
+        members.led_by(MdmId(2)); // Old news, when the connection is made.
+        let (mut asker, jobs) = asker(members.clone());
+        let (_arrivals, mut arrived) = mpsc::channel(1);
+        let (mut waiting, mut flying) = (Vec::new(), BTreeMap::new());
+        let mut writer = FramedWriter::new(Vec::new());
+        let exchange = asker.exchange(SILENT, &mut writer, &mut arrived, &mut waiting, &mut flying);
+        let news = async {
+            tokio::task::yield_now().await;
+            members.led_by(MdmId(1));
+            members.led_by(MdmId(2));
+            jobs.send(job()).await.map_err(drop).unwrap();
+        };
+        let (ended, ()) = tokio::join!(exchange, news);
+        assert!(matches!(ended, Ended::Moved));
+        assert_eq!((waiting.len(), flying.len()), (1, 0), "the request was not sent");
+        assert_eq!(asker.hint, Some(addresses[1].clone()));
     }
 }

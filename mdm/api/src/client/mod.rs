@@ -10,6 +10,7 @@ mod follow;
 mod leader;
 mod lock;
 pub mod pki;
+mod search;
 pub mod token;
 
 pub use connection::{ConnectError, Connection, Connector, FramedReader, FramedWriter, tune};

@@ -220,12 +220,17 @@ impl World {
         self.servers.insert(id, Server { shard, inbox, known, wanted, linked, alive: true, stopped: None });
     }
 
-    /// The process is killed: whatever was under way is lost, what is on its disk stays.
-    pub fn kill(&mut self, id: SdsId) {
+    /// The host loses its power: nobody hears of it.
+    pub fn vanish(&mut self, id: SdsId) {
         let server = self.servers.get_mut(&id).unwrap();
         server.alive = false;
         server.inbox.clear();
         server.linked.clear();
+    }
+
+    /// The process is killed: whatever was under way is lost, what is on its disk stays.
+    pub fn kill(&mut self, id: SdsId) {
+        self.vanish(id);
         for other in self.servers.values_mut().filter(|other| other.alive) {
             if other.linked.remove(&id).is_some() {
                 other.inbox.push_back(Wire::Event(Event::PeerDown { sds: id, reset: true }));

@@ -16,6 +16,8 @@ pub struct Manager {
     down: Vec<Option<u64>>,
     /// Since when each node is cut off from the manager.
     pub cut: Vec<Option<u64>>,
+    /// Nodes that are taken to be dead.
+    dead: Vec<bool>,
     /// Nodes that proposals and deaths may be decided for; off: nothing is decided.
     pub awake: bool,
     wanted: Vec<bool>,
@@ -38,6 +40,7 @@ impl Manager {
             registered: vec![ProcessIncarnation(0); nodes],
             down: vec![None; nodes],
             cut: vec![None; nodes],
+            dead: vec![false; nodes],
             awake: true,
             wanted: vec![false; nodes],
         }
@@ -50,6 +53,7 @@ impl Manager {
                 device: *device,
                 server: server(node_of(*device)),
                 incarnation: self.registered[node_of(*device)],
+                is_down: self.dead[node_of(*device)],
             })
             .collect()
     }
@@ -139,17 +143,24 @@ impl World {
         self.nodes[node].up && self.nodes[node].registered && !self.manager.is_cut(node)
     }
 
-    /// True if the manager takes the node for dead: down or silent for long enough, or started anew.
-    fn counts_as_dead(&self, node: usize) -> bool {
-        let config = &self.manager.config;
+    /// True if the node is down or cut off for long enough to be taken for dead.
+    fn is_silent(&self, node: usize) -> bool {
         let silent = |since: Option<u64>| since.is_some_and(|since| self.now - since >= 1200 * MS);
-        silent(self.manager.down[node])
-            || silent(self.manager.cut[node])
-            || self.manager.registered[node] != config.primary_incarnation
+        silent(self.manager.down[node]) || silent(self.manager.cut[node])
+    }
+
+    /// True if the primary on that node is not one any more: taken for dead, or started anew.
+    fn counts_as_dead(&self, node: usize) -> bool {
+        self.is_silent(node) || self.manager.registered[node] != self.manager.config.primary_incarnation
     }
 
     pub fn scan(&mut self) {
         self.at(20 * MS, Happening::Scan);
+        let dead: Vec<bool> = (0..self.options.nodes).map(|node| self.is_silent(node)).collect();
+        if self.manager.awake && dead != self.manager.dead {
+            self.manager.dead = dead;
+            self.manager.revision += 1;
+        }
         let config = self.manager.config.clone();
         let headless = config.primary.is_none_or(|primary| self.counts_as_dead(node_of(primary)));
         if headless && self.manager.awake {
