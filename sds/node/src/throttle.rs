@@ -98,7 +98,7 @@ mod tests {
     fn a_busy_device_still_gets_its_redundancy_back() {
         for copy_ms in [50, 100, 125] {
             let (share, count) = run(copy_ms, true);
-            let floor = RESYNC_FLOOR_BYTES as u64 * 10 >> 20;
+            let floor = 10 * (RESYNC_FLOOR_BYTES as u64 >> 20);
             assert!(count + 5 >= floor, "{copy_ms} ms: {count} copies in ten seconds, {share} of the time");
         }
     }
