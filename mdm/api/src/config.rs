@@ -28,6 +28,10 @@ pub struct PgConfig {
     /// The previous primary's process is certified dead: a newer process holds its devices. The new primary need not wait
     /// out the leases that it granted (I14).
     pub previous_certified_dead: bool,
+    /// A planned move: the in-sync member that is to lead next. The primary drains, releases its leases, and asks for it
+    /// ([`PgChangeKind::HandOver`]).
+    #[serde(default)]
+    pub heir: Option<DeviceId>,
 }
 
 impl PgConfig {
@@ -44,6 +48,10 @@ impl PgConfig {
         }
         if self.primary.is_some_and(|primary| !self.isr.contains(&primary)) {
             return Err("I3: the primary is not in the ISR");
+        }
+        if self.heir.is_some_and(|heir| !self.isr.contains(&heir) || self.primary.is_none_or(|primary| primary == heir))
+        {
+            return Err("the heir of the role is not another in-sync member than the primary");
         }
         if self.learners.iter().any(|learner| self.isr.contains(learner)) {
             return Err("I3: a learner is in the ISR");
@@ -80,6 +88,9 @@ pub enum PgChangeKind {
     RemoveIsr(DeviceId),
     /// Take a learner that is fully synchronous into the ISR (I5).
     AddIsr(DeviceId),
+    /// The last step of a planned move: the proposer has released its leases and serves no more under its term. The heir
+    /// leads next; if it has been lost meanwhile, whoever can, the proposer included.
+    HandOver,
 }
 
 #[cfg(test)]
@@ -97,12 +108,17 @@ mod tests {
             isr: vec![DeviceId(1), DeviceId(2)],
             learners: vec![DeviceId(3)],
             previous_certified_dead: false,
+            heir: Some(DeviceId(2)),
         };
         assert_eq!(good.check(), Ok(()));
         assert!(PgConfig { isr: vec![], ..good.clone() }.check().is_err());
         assert!(PgConfig { primary: Some(DeviceId(3)), ..good.clone() }.check().is_err());
         assert!(PgConfig { learners: vec![DeviceId(2)], ..good.clone() }.check().is_err());
         assert!(PgConfig { isr: vec![DeviceId(2), DeviceId(1)], ..good.clone() }.check().is_err());
+        for heir in [1, 3, 4].map(DeviceId) {
+            assert!(PgConfig { heir: Some(heir), ..good.clone() }.check().is_err());
+        }
+        assert!(PgConfig { primary: None, ..good.clone() }.check().is_err(), "nobody hands a dark group over");
         assert!(PgConfig { term: Term(4), ..good }.check().is_err());
     }
 }

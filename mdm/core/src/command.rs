@@ -149,12 +149,17 @@ pub struct PgUpdate {
 /// What the leader may change. None of these ever takes the last good copy away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PgUpdateKind {
-    /// Makes an in-sync member primary, in this process. A primary that is alive sees the new term and releases.
+    /// Makes an in-sync member primary of a dark group, in this process.
     AppointPrimary {
         /// The member.
         device: DeviceId,
         /// Its server's process, as it reported.
         incarnation: ProcessIncarnation,
+    },
+    /// A planned move of the role: asks the primary to hand over to another in-sync member.
+    MovePrimary {
+        /// The member.
+        device: DeviceId,
     },
     /// Lets a device catch up.
     AddLearner {

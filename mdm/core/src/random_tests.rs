@@ -26,6 +26,7 @@ enum Step {
     RemoveIsr(usize, usize),
     AddIsr(usize, usize),
     Update(usize, usize, u8),
+    HandOver(usize),
     AddVolume(u64),
     RemoveVolume(usize),
     Map(usize, usize),
@@ -48,7 +49,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => n.clone().prop_map(Step::RemoveServer),
         3 => (n.clone(), n.clone()).prop_map(|(a, b)| Step::RemoveIsr(a, b)),
         3 => (n.clone(), n.clone()).prop_map(|(a, b)| Step::AddIsr(a, b)),
-        3 => (n.clone(), n.clone(), 0..4_u8).prop_map(|(a, b, c)| Step::Update(a, b, c)),
+        1 => n.clone().prop_map(Step::HandOver),
+        3 => (n.clone(), n.clone(), 0..5_u8).prop_map(|(a, b, c)| Step::Update(a, b, c)),
         2 => (1..3 * GIB).prop_map(Step::AddVolume),
         1 => n.clone().prop_map(Step::RemoveVolume),
         1 => (n.clone(), n.clone()).prop_map(|(a, b)| Step::Map(a, b)),
@@ -136,6 +138,11 @@ fn run(live: &mut Live, names: &mut Names, step: &Step) -> Option<()> {
             let member = pick(config.isr.iter().copied(), *member)?;
             let _ = live.world.change(pg, PgChangeKind::RemoveIsr(member));
         }
+        Step::HandOver(index) => {
+            let pg = pg(live, *index)?;
+            live.world.pg(pg).primary?;
+            let _ = live.world.change(pg, PgChangeKind::HandOver);
+        }
         Step::AddIsr(index, member) => {
             let pg = pg(live, *index)?;
             let config = live.world.pg(pg);
@@ -154,6 +161,7 @@ fn run(live: &mut Live, names: &mut Names, step: &Step) -> Option<()> {
                 0 => PgUpdateKind::AppointPrimary { device, incarnation },
                 1 => PgUpdateKind::AddLearner { device, replaces },
                 2 => PgUpdateKind::DropLearner { device },
+                3 => PgUpdateKind::MovePrimary { device },
                 _ => PgUpdateKind::RemoveSurplus { device },
             };
             live.world.own(OwnCommand::UpdatePgs(vec![PgUpdate { pg, epoch, kind }])).unwrap();

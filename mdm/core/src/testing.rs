@@ -325,7 +325,9 @@ impl Live {
             }
             let lost = config.isr.iter().copied().find(|member| !is_alive(*member));
             let ready = config.learners.iter().copied().find(|learner| self.resync && is_alive(*learner));
-            if let Some(device) = lost {
+            if config.heir.is_some() {
+                self.world.change(pg, PgChangeKind::HandOver).unwrap();
+            } else if let Some(device) = lost {
                 self.world.change(pg, PgChangeKind::RemoveIsr(device)).unwrap();
             } else if let Some(device) = ready {
                 // Refused where it is not needed any more.
@@ -370,7 +372,9 @@ pub(crate) fn check_step(before: &State, after: &State, entry: &LogEntry) {
         }
         assert!(config.epoch > old.epoch, "I1: {old:?} -> {config:?}");
         let appointment = |config: &PgConfig| (config.primary, config.primary_incarnation);
-        let reappointed = appointment(old) != appointment(config);
+        let handed_over = matches!(&entry.command, Command::Daemon(DaemonCommand::ChangePg(change))
+            if change.pg == *pg && change.kind == PgChangeKind::HandOver);
+        let reappointed = appointment(old) != appointment(config) || handed_over;
         assert_eq!(reappointed, config.term != old.term, "I2: {old:?} -> {config:?}");
         assert!(config.term >= old.term);
         // I5: who joins the ISR was a learner that the primary of then proposed.

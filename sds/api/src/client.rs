@@ -115,7 +115,7 @@ pub enum ClientAnswer {
 pub enum ClientError {
     /// Not the primary. The configuration, if this server has a newer one than the client.
     #[error("not the primary of this placement group")]
-    WrongPrimary(Option<PgConfig>),
+    WrongPrimary(Option<Box<PgConfig>>),
     /// Not now (activating, map behind, no credits, too many in flight): try again shortly with the same identity.
     #[error("not now, try again")]
     Retry,

@@ -19,7 +19,7 @@ use crate::client::{
 use crate::entry::{EntryDecodeError, get_pg, get_u8, get_u16, get_u32, get_u64, put_pg};
 
 /// Version of the encoding.
-pub const CLIENT_VERSION: u8 = 1;
+pub const CLIENT_VERSION: u8 = 2;
 /// The longest header: that of a whole chunk, which has one checksum for each block.
 pub const CLIENT_HEADER_BYTES_MAX: usize = 128 + 4 * CHUNK_BLOCKS as usize;
 /// What readers of client frames accept.
@@ -234,7 +234,7 @@ impl ClientReply {
             answer::DONE => Ok(ClientAnswer::Done),
             answer::STATUS => Ok(ClientAnswer::Status(get_status(input)?)),
             answer::WRONG_PRIMARY => {
-                let config = if get_flag(input)? { Some(get_config(input)?) } else { None };
+                let config = if get_flag(input)? { Some(Box::new(get_config(input)?)) } else { None };
                 Err(ClientError::WrongPrimary(config))
             }
             answer::RETRY => Err(ClientError::Retry),
@@ -314,6 +314,8 @@ fn put_config(out: &mut Vec<u8>, config: &PgConfig) {
         list.iter().for_each(|device| out.put_u64_le(device.0));
     }
     out.put_u8(u8::from(config.previous_certified_dead));
+    out.put_u8(u8::from(config.heir.is_some()));
+    out.put_u64_le(config.heir.unwrap_or_default().0);
 }
 
 fn check_version(input: &mut &[u8]) -> Result<(), ClientDecodeError> {
@@ -395,6 +397,10 @@ fn get_config(input: &mut &[u8]) -> Result<PgConfig, ClientDecodeError> {
         isr,
         learners,
         previous_certified_dead: get_flag(input)?,
+        heir: {
+            let (has_heir, heir) = (get_flag(input)?, DeviceId(get_u64(input)?));
+            has_heir.then_some(heir)
+        },
     };
     // A configuration that no metadata manager makes is not one.
     config.check().map_err(|_| ClientDecodeError::BadCount)?;

@@ -54,6 +54,11 @@ impl Shard {
     }
 
     fn send_command(&mut self, purpose: Purpose, out: &mut Vec<Action>) {
+        if purpose != Purpose::Register && self.incarnation().is_none() {
+            // What is to be said in the name of a process is said once it has one.
+            self.ask_again(purpose);
+            return;
+        }
         let Some(command) = self.command_for(&purpose) else { return };
         self.commands.next += 1;
         let id = CommandId(self.commands.next);

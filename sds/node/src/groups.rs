@@ -136,10 +136,6 @@ impl Shard {
                 let term = self.groups.get(pg, device).and_then(|g| g.told.as_ref()).map(|told| told.config.term);
                 self.drops.done(vtree, pg, term.unwrap_or_default());
             }
-            Wanted::Released { term } => {
-                let text = format!("group {pg}: released by device {device}, term {term}");
-                out.push(Action::notice(Severity::Information, text));
-            }
             Wanted::Gone => self.end_group(pg, device, out),
             Wanted::BadBlock { layer, block, repaired } => {
                 self.counters.bad_blocks += 1;

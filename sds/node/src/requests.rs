@@ -122,7 +122,7 @@ impl Shard {
             return Err(ClientError::Retry); // F12: the map is behind the client's
         }
         let wrong = || {
-            let newer = (config.epoch > request.epoch).then(|| config.clone());
+            let newer = (config.epoch > request.epoch).then(|| Box::new(config.clone()));
             ClientError::WrongPrimary(newer)
         };
         let primary = config.primary.ok_or_else(wrong)?;

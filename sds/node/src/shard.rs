@@ -179,6 +179,7 @@ impl Shard {
     fn upkeep(&mut self, out: &mut Vec<Action>) {
         self.reopen_devices(out);
         self.set_shares();
+        self.count_devices();
         self.expire_opens(out);
         self.ask_drops();
         self.advance_fences();

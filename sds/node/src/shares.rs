@@ -45,14 +45,18 @@ impl Shard {
         }
     }
 
-    /// What resync may take at this moment.
+    /// Resync from as many devices as are open.
+    pub(crate) fn count_devices(&mut self) {
+        self.throttle.set_devices(self.devices.values().filter(|slot| slot.open().is_some()).count());
+    }
+
+    /// What resync may take at this moment: looked at in each step.
     pub(crate) fn pace_resync(&mut self) {
         let Some(context) = self.context.as_mut() else { return };
         let budget = &mut context.resync;
-        let devices = self.devices.values().filter(|slot| slot.open().is_some()).count();
-        self.throttle.advance(self.now, budget.in_use > 0, budget.copied, devices);
+        self.throttle.advance(self.now, budget.in_use > 0, budget.copied);
         let slots = if self.throttle.is_busy(self.now) { RESYNC_SLOTS_BUSY } else { RESYNC_SLOTS_IDLE };
-        budget.slots = slots * devices.max(1) as u32;
+        budget.slots = slots * self.throttle.devices();
         budget.is_open = self.throttle.allows(self.now);
     }
 }

@@ -23,6 +23,7 @@ pub(crate) struct Throttle {
     /// Bytes that the floor allows, in billionths: nanoseconds times bytes per second.
     floor: i128,
     copied: u64,
+    devices: u32,
     served_at: Option<Nanos>,
 }
 
@@ -37,16 +38,26 @@ impl Throttle {
         self.served_at.is_some_and(|at| now.ms_since(at) < SERVED_SPAN_MS)
     }
 
-    /// Time has passed; `copying`: with copies under way. `copied`: bytes in all, from `devices` devices.
-    pub(crate) fn advance(&mut self, now: Nanos, copying: bool, copied: u64, devices: usize) {
+    /// So many devices are copied from.
+    pub(crate) fn set_devices(&mut self, devices: usize) {
+        self.devices = devices as u32;
+    }
+
+    /// Devices that are copied from, at least one.
+    pub(crate) fn devices(&self) -> u32 {
+        self.devices.max(1)
+    }
+
+    /// Time has passed; `copying`: with copies under way. `copied`: bytes in all.
+    pub(crate) fn advance(&mut self, now: Nanos, copying: bool, copied: u64) {
         let span = now.0.saturating_sub(self.at.0).min(i64::MAX as u64) as i64;
         self.at = self.at.max(now);
         let spent = if copying { span } else { 0 };
         let (least, most) = (-(RESYNC_DEBT_MS as i64) * NS_PER_MS, RESYNC_BURST_MS as i64 * NS_PER_MS);
         let earned = span / 100 * RESYNC_TIME_PERCENT;
         self.credit_ns = (self.credit_ns + earned - spent).clamp(least, most);
-        let rate = i128::from(RESYNC_FLOOR_BYTES) * devices.max(1) as i128;
-        let taken = i128::from(copied - self.copied.min(copied)) * 1_000_000_000;
+        let rate = i128::from(RESYNC_FLOOR_BYTES) * i128::from(self.devices());
+        let taken = i128::from(copied.saturating_sub(self.copied)) * 1_000_000_000;
         // A quarter of a second's worth either way: no burst after a pause, no long wait after a fast copy.
         let bound = rate * 250_000_000;
         self.floor = (self.floor + rate * i128::from(span) - taken).clamp(-bound, bound);
@@ -73,7 +84,7 @@ mod tests {
                 throttle.served(Nanos(now));
             }
             now += 1_000_000;
-            throttle.advance(Nanos(now), ends.is_some(), copied, 1);
+            throttle.advance(Nanos(now), ends.is_some(), copied);
             spent += u64::from(ends.is_some());
             if ends.is_some_and(|end| end <= now) {
                 ends = None;
@@ -111,10 +122,10 @@ mod tests {
     #[test]
     fn a_pause_is_no_reason_for_a_burst() {
         let mut throttle = Throttle::default();
-        throttle.advance(Nanos(3600 * SECOND), false, 0, 1);
+        throttle.advance(Nanos(3600 * SECOND), false, 0);
         let now = Nanos(3601 * SECOND);
         throttle.served(now);
-        throttle.advance(now, true, 64 << 20, 1);
+        throttle.advance(now, true, 64 << 20);
         assert!(!throttle.allows(now), "{throttle:?}");
     }
 }

@@ -205,6 +205,21 @@ fn a_write_error_fails_the_device_once_and_the_system_is_told() {
 }
 
 #[test]
+fn a_device_that_fails_before_its_server_has_registered_is_told_of_after_it() {
+    let (mut world, handle) = pair();
+    world.write(sds(1), handle, 0, 0, &[1; 4096]);
+    world.kill(sds(1));
+    world.is_silent = true;
+    world.start(sds(1));
+    let failures = |world: &World| world.servers[&sds(1)].shard.figures().device_failures;
+    world.settle("the device is open", |world| !world.servers[&sds(1)].shard.figures().devices.is_empty());
+    world.lose_device(1);
+    world.settle("the device has failed", |world| failures(world) == 1);
+    world.is_silent = false;
+    world.settle("the system knows", |world| world.map.device(device(1)).unwrap().state == DeviceState::Failed);
+}
+
+#[test]
 fn a_removed_volume_is_dropped_on_all_copies_and_reported() {
     let (mut world, handle) = pair();
     for chunk in 0..8 {

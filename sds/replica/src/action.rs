@@ -160,12 +160,6 @@ pub enum Action {
         /// The tree.
         vtree: VtreeId,
     },
-    /// The primary has drained and released its leases, and serves no more under this term: the metadata manager may
-    /// appoint another at once.
-    Released {
-        /// The term that is over.
-        term: Term,
-    },
     /// The configuration no longer names this device, and the store has forgotten the group: drop the replica.
     Gone,
     /// A block had no good copy here; for counters and alarms (P3, F15, F16).

@@ -18,7 +18,7 @@ impl Replica {
             return self.lead_from(context).max(self.now);
         }
         if leader.moving == Moving::Released {
-            return Nanos::NEVER;
+            return self.now.plus_ms(RECHECK_MS); // To ask for the heir again.
         }
         let settled = self.role == Role::Primary
             && self.log.committed() == self.log.last().seq

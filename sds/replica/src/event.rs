@@ -156,7 +156,7 @@ pub enum Event {
     /// A scrub of the store found this block bad.
     BadBlock {
         /// The layer that holds it.
-        layer: sds_api::block::LayerKey,
+        layer: LayerKey,
         /// Which.
         block: u16,
     },
@@ -176,8 +176,6 @@ pub enum Event {
         /// The tree.
         vtree: VtreeId,
     },
-    /// A planned move: stop admitting, drain, release the leases.
-    ReleasePrimary,
     /// Time has passed; due whenever [`crate::Replica::deadline`] is reached.
     Tick,
 }

@@ -1,13 +1,14 @@
 //! Fences and planned moves: what must stop, and when it has stopped (I17, F26).
 
+use mdm_api::config::PgChangeKind;
 use mdm_api::epoch::{AttachGeneration, Seq};
-use mdm_api::ids::{SdcId, VolumeId};
+use mdm_api::ids::{DeviceId, SdcId, VolumeId};
 use mdm_api::mutants::{self, Mutant};
 use sds_api::client::ClientError;
 use sds_api::peer::PeerBody;
 
 use crate::action::Action;
-use crate::leader::Moving;
+use crate::leader::{Moving, Stage};
 use crate::primary::Work;
 use crate::replica::{Cx, Replica};
 use crate::role::Role;
@@ -72,10 +73,34 @@ impl Replica {
         leader.fences.retain(|fence| !done(fence));
     }
 
-    pub(crate) fn on_release(&mut self, cx: &mut Cx<'_>) {
-        if self.role != Role::Primary || self.lead().moving != Moving::No {
-            return;
+    /// A planned move, for as long as the configuration names an heir: nothing is admitted any more; once everything
+    /// ordered is committed, the leases are given back, for good under this term; then the heir is asked for.
+    pub(crate) fn settle_move(&mut self, cx: &mut Cx<'_>) {
+        let heir = self.config.as_ref().and_then(|config| config.heir);
+        match (self.lead().moving, heir) {
+            // An heir that is behind would have everybody wait for it: it follows, or is dropped, first.
+            (Moving::No, Some(heir)) if self.role == Role::Primary && self.is_streaming(heir) => self.drain(cx),
+            (Moving::Draining, None) => self.lead().moving = Moving::No,
+            _ => {}
         }
+        if self.lead().moving == Moving::Draining && self.log.committed() == self.log.last().seq {
+            self.release(cx);
+        }
+        if self.lead().moving == Moving::Released {
+            // Until a newer term is known, heir or no heir: under this one nobody serves.
+            self.propose(cx, PgChangeKind::HandOver);
+            if mutants::is_on(Mutant::ServeAfterRelease) {
+                self.lead().moving = Moving::No;
+            }
+        }
+    }
+
+    fn is_streaming(&self, device: DeviceId) -> bool {
+        let member = self.leader.as_ref().and_then(|leader| leader.members.get(&device));
+        member.is_some_and(|member| member.stage == Stage::Streaming)
+    }
+
+    fn drain(&mut self, cx: &mut Cx<'_>) {
         self.lead().moving = Moving::Draining;
         // Admitted writes that are not ordered and reads in progress: the next primary takes them over.
         let waiting: Vec<u64> = self.lead().requests.keys().copied().collect();
@@ -84,17 +109,12 @@ impl Replica {
         }
     }
 
-    /// Once everything ordered is committed, the leases are given back, for good under this term.
-    pub(crate) fn settle_move(&mut self, cx: &mut Cx<'_>) {
-        if self.lead().moving != Moving::Draining || self.log.committed() != self.log.last().seq {
-            return;
-        }
+    fn release(&mut self, cx: &mut Cx<'_>) {
         self.lead().moving = Moving::Released;
         let term = self.lead().term;
         let members: Vec<_> = self.lead().members.keys().copied().collect();
         for device in members {
             self.send(cx, device, term, PeerBody::Release);
         }
-        cx.out.push(Action::Released { term });
     }
 }

@@ -176,7 +176,7 @@ impl Replica {
         found.map(|(device, _)| *device)
     }
 
-    fn propose(&mut self, cx: &mut Cx<'_>, kind: PgChangeKind) {
+    pub(crate) fn propose(&mut self, cx: &mut Cx<'_>, kind: PgChangeKind) {
         let (now, epoch) = (self.now, self.epoch());
         if let Some(proposed) = self.lead().proposed {
             let same = proposed.kind == kind && proposed.epoch == epoch;

@@ -104,7 +104,7 @@ impl Replica {
         layer: LayerKey,
     ) -> Result<(), ClientError> {
         let Some(leader) = self.leader.as_mut() else {
-            return Err(ClientError::WrongPrimary(self.config.clone()));
+            return Err(ClientError::WrongPrimary(self.config.clone().map(Box::new)));
         };
         if leader.moving != Moving::No {
             return Err(ClientError::Retry); // The next primary will take it.

@@ -87,7 +87,6 @@ impl Replica {
     }
 
     pub(crate) fn on_fetched(&mut self, cx: &mut Cx<'_>, from: DeviceId, request: u64, content: Option<BlocksData>) {
-        let pg = self.me.pg;
         let repairs = &mut self.lead().repairs;
         let found = repairs
             .iter_mut()
@@ -100,10 +99,20 @@ impl Replica {
             return;
         };
         let layer = repair.layer;
-        let data = bytes::Bytes::from(content.data.concat());
-        let checksum = content.checksums[0];
-        let request = StoreRequest::Repair { pg, layer, block, checksum, data };
-        self.store(cx, Purpose::Repair(id), request);
+        self.write_good_copy(cx, Purpose::Repair(id), layer, block, &content);
+    }
+
+    /// Puts a block that was verified in the place of a bad one.
+    pub(crate) fn write_good_copy(
+        &mut self,
+        cx: &mut Cx<'_>,
+        purpose: Purpose,
+        layer: LayerKey,
+        block: u16,
+        content: &BlocksData,
+    ) {
+        let (pg, checksum, data) = (self.me.pg, content.checksums[0], bytes::Bytes::from(content.data.concat()));
+        self.store(cx, purpose, StoreRequest::Repair { pg, layer, block, checksum, data });
     }
 
     /// The good copy is in place.

@@ -213,7 +213,6 @@ impl Replica {
             Event::BadBlock { layer, block } => self.on_bad_block(layer, block),
             Event::Fence { fence, volume, sdc, below } => self.on_fence(cx, fence, volume, sdc, below),
             Event::DropVtree { vtree } => self.on_drop(vtree),
-            Event::ReleasePrimary => self.on_release(cx),
             Event::Tick => {}
         }
         if self.role == Role::Failed {
@@ -280,7 +279,7 @@ impl Replica {
             return;
         }
         if self.leader.is_some() && (newer_term || !self.is_appointed(&config)) {
-            self.end_leader(cx, &Err(ClientError::WrongPrimary(Some(config.clone()))));
+            self.end_leader(cx, &Err(ClientError::WrongPrimary(Some(Box::new(config.clone())))));
         }
         if newer_term {
             self.follower.unfollow();

@@ -10,12 +10,12 @@
 
 use std::collections::BTreeMap;
 
-use mdm_api::epoch::{Nanos, Term};
+use mdm_api::epoch::{Nanos, Seq, Term};
 use mdm_api::ids::DeviceId;
 use sds_api::block::{BlockRange, LayerKey};
 use sds_api::peer::{BlocksData, PeerBody};
 
-use crate::action::{Action, StoreRequest};
+use crate::action::Action;
 use crate::limits::{FETCH_TIMEOUT_MS, FOUND_MAX, MEND_TRIES_MAX, MENDS_AT_ONCE};
 use crate::repair::For;
 use crate::replica::{Cx, Purpose, Replica};
@@ -129,14 +129,13 @@ impl Replica {
         (from, term): (DeviceId, Term),
         request: u64,
         (layer, blocks): (LayerKey, BlockRange),
-        commit: mdm_api::epoch::Seq,
+        commit: Seq,
     ) {
         let leads = self.role == Role::Primary && self.leader.as_ref().is_some_and(|leader| leader.term == term);
         if !leads || commit > self.log.committed() {
             return; // it asks again, or another
         }
-        let purpose = Purpose::Fetch { to: from, term, request, count: blocks.count() };
-        self.store(cx, purpose, StoreRequest::Read { layer, blocks });
+        self.hand_over(cx, (from, term), request, (layer, blocks));
     }
 
     /// The primary's answer.
@@ -153,9 +152,7 @@ impl Replica {
             return;
         };
         found.mending = Mending::Writing;
-        let (checksum, data) = (content.checksums[0], bytes::Bytes::from(content.data.concat()));
-        let request = StoreRequest::Repair { pg: self.me.pg, layer, block, checksum, data };
-        self.store(cx, Purpose::Mend { layer, block }, request);
+        self.write_good_copy(cx, Purpose::Mend { layer, block }, layer, block, &content);
     }
 
     /// The good copy is in place.

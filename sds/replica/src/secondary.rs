@@ -515,7 +515,18 @@ impl Replica {
             return;
         }
         self.commit_to(cx, commit.max(self.log.committed()));
-        let purpose = Purpose::Fetch { to: from, term, request, count: blocks.count() };
+        self.hand_over(cx, (from, term), request, (layer, blocks));
+    }
+
+    /// Reads blocks for somebody who asked for them.
+    pub(crate) fn hand_over(
+        &mut self,
+        cx: &mut Cx<'_>,
+        (to, term): (DeviceId, Term),
+        request: u64,
+        (layer, blocks): (LayerKey, BlockRange),
+    ) {
+        let purpose = Purpose::Fetch { to, term, request, count: blocks.count() };
         self.store(cx, purpose, StoreRequest::Read { layer, blocks });
     }
 

@@ -504,16 +504,29 @@ fn a_dropped_tree_is_gone_on_every_copy() {
 #[test]
 fn a_planned_move_needs_no_wait() {
     let mut world = pair();
-    let (old, new) = (world.primary().unwrap(), other(&world));
+    let new = other(&world);
     let value = write(&mut world, 0, 2);
     let begun = world.now;
-    world.step(old, Event::ReleasePrimary);
-    assert!(world.run(500, |world| !world.released.is_empty()));
-    world.manager.appoint(device(new), None);
+    world.manager.move_to(device(new));
     world.publish();
     assert!(world.run(2_000, |world| world.role(new) == Role::Primary), "{}", world.state());
     assert!(world.now - begun < 100 * MS, "{} ms", (world.now - begun) / MS);
     assert_eq!(read(&mut world, 0, 2).unwrap(), [value, value]);
+    world.finish();
+}
+
+#[test]
+fn a_move_to_an_heir_that_is_lost_leaves_the_role_where_it_was() {
+    let mut world = pair();
+    let (old, heir) = (world.primary().unwrap(), other(&world));
+    let value = write(&mut world, 0, 2);
+    world.crash(heir, 0);
+    world.manager.move_to(device(heir));
+    world.publish();
+    assert!(world.run(5_000, |world| world.manager.config.isr == [device(old)]), "{}", world.state());
+    assert_eq!(read(&mut world, 0, 2).unwrap(), [value, value]);
+    assert_eq!(world.role(old), Role::Primary);
+    world.start(heir);
     world.finish();
 }
 

@@ -90,6 +90,7 @@ impl Learner {
             primary: Some(PRIMARY),
             primary_incarnation: ProcessIncarnation(6),
             previous_certified_dead: false,
+            heir: None,
             isr: vec![PRIMARY],
             learners: vec![OWN],
         };

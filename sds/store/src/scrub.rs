@@ -62,10 +62,8 @@ impl Place {
 enum Step {
     /// A super block, as of this sequence.
     Super(u64),
-    Meta {
-        place: Place,
-        reference: HomeRef,
-    },
+    /// The home at the place of the pass, as it was referred to.
+    Meta(HomeRef),
     Sums,
     Unit(Unit),
     Frame {
@@ -224,7 +222,7 @@ impl Store {
                 if reference.generation == 0 {
                     return 0; // never written
                 }
-                self.read_for_scrub(Step::Meta { place, reference }, &[(offset, length)], out)
+                self.read_for_scrub(Step::Meta(reference), &[(offset, length)], out)
             }
             Place::Sums(page) => self.begin_sums_of(page, out),
             Place::Unit(slot, au) => self.begin_unit(slot, au, 0, out),
@@ -309,7 +307,7 @@ impl Store {
         match self.scrub.step.take() {
             None | Some(Step::Sums) => {}
             Some(Step::Super(sequence)) => self.judge_super(sequence, &result, out),
-            Some(Step::Meta { place, reference }) => self.judge_home(place, reference, &result, out),
+            Some(Step::Meta(reference)) => self.judge_home(reference, &result, out),
             Some(Step::Unit(unit)) => {
                 if self.judge_unit(unit, result, out) {
                     return;
@@ -338,13 +336,8 @@ impl Store {
         }
     }
 
-    fn judge_home(
-        &mut self,
-        place: Place,
-        reference: HomeRef,
-        result: &Result<Bytes, DiskError>,
-        out: &mut Vec<Output>,
-    ) {
+    fn judge_home(&mut self, reference: HomeRef, result: &Result<Bytes, DiskError>, out: &mut Vec<Output>) {
+        let place = self.scrub.place;
         if self.home_at(place).0 != reference {
             return; // written anew meanwhile
         }

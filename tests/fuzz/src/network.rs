@@ -121,12 +121,13 @@ fn replies() -> Vec<ClientReply> {
         isr: vec![DeviceId(1), DeviceId(2)],
         learners: vec![DeviceId(3)],
         previous_certified_dead: false,
+        heir: None,
     };
     let results = [
         Ok(ClientAnswer::Data { checksums: piece_checksums(0, [&data]), data: vec![data] }),
         Ok(ClientAnswer::Done),
         Ok(ClientAnswer::Status(vec![true, false, true])),
-        Err(ClientError::WrongPrimary(Some(config))),
+        Err(ClientError::WrongPrimary(Some(Box::new(config)))),
         Err(ClientError::WrongPrimary(None)),
         Err(ClientError::StaleSnap(SnapSeq(6))),
         Err(ClientError::Medium),

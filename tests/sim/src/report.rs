@@ -93,8 +93,8 @@ impl Report {
         let missing = self.marks.missing();
         let missing = if missing.is_empty() { "none".to_owned() } else { missing.join(" ") };
         println!("  rows and invariants that were not reached: {missing}");
-        for other in ["shrunk", "grown", "appointed", "dark", "stale"] {
-            println!("  {other:<9} {:>4}", self.marks.count(other));
+        for other in ["shrunk", "grown", "appointed", "handed over", "moved in vain", "dark", "stale"] {
+            println!("  {other:<13} {:>4}", self.marks.count(other));
         }
         println!(
             "{} requests answered, {} unanswered, {} registers with {} steps checked ({} undecided), {} copies of chunks compared",

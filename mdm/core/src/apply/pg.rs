@@ -8,7 +8,7 @@ use mdm_api::epoch::{Epoch, Term};
 use mdm_api::error::{CommandError, ErrorCode};
 use mdm_api::ids::{DeviceId, PgId, ProcessIncarnation};
 use mdm_api::map::MapKey;
-use mdm_api::model::DeviceState;
+use mdm_api::model::{Device, DeviceState};
 use mdm_api::mutants::{self, Mutant};
 
 use super::{done, refuse};
@@ -42,8 +42,16 @@ impl State {
         holder.is_some() && holder == current && holder != Some(leader.incarnation)
     }
 
-    /// Makes a member primary in its server's present process, or nobody.
+    /// True if the appointed process orders and serves nothing of the group any more: it is certainly gone, or its device
+    /// has failed, which only the process itself says, after all on that device has ended there (F13).
+    pub(crate) fn is_over(&self, leader: Appointment) -> bool {
+        let failed = |device: &Device| device.state == DeviceState::Failed;
+        self.is_certified_dead(leader) || self.devices.get(&leader.device).is_some_and(failed)
+    }
+
+    /// Makes a member primary in its server's present process, or nobody. Over with any planned move.
     fn appoint(&self, record: &mut PgRecord, device: Option<DeviceId>) {
+        record.config.heir = None;
         let appointment = device.and_then(|device| {
             let incarnation = self.sds_of(device)?.incarnation?;
             Some(Appointment { device, incarnation })
@@ -55,7 +63,7 @@ impl State {
             return;
         };
         // I14: only if nobody but the dead process can hold a grant does its death free the new primary from waiting.
-        let certified = record.settled && record.leader.is_none_or(|leader| self.is_certified_dead(leader));
+        let certified = record.settled && record.leader.is_none_or(|leader| self.is_over(leader));
         record.config.primary = Some(appointment.device);
         record.config.primary_incarnation = appointment.incarnation;
         record.config.previous_certified_dead = certified;
@@ -65,16 +73,21 @@ impl State {
 
     /// Puts an edited group in place: a new epoch if anything that others see has changed (I1), a new term with it if the
     /// appointment has (I2).
-    fn put_pg(&mut self, mut record: PgRecord) {
+    fn put_pg(&mut self, record: PgRecord) {
+        self.put_pg_of_term(record, false);
+    }
+
+    /// As [`Self::put_pg`]; `renewed`: a new term in any case, for a primary that serves no more under its last one.
+    fn put_pg_of_term(&mut self, mut record: PgRecord, renewed: bool) {
         let pg = record.config.pg;
         let revision = self.next_revision();
         let Some(before) = self.pgs.get(&pg) else { return };
-        if record.config != before.config {
+        if renewed || record.config != before.config {
             let epoch = Epoch(revision.0.max(before.config.epoch.0 + 1));
             record.config.epoch = epoch;
             let appointed = |record: &PgRecord| (record.config.primary, record.config.primary_incarnation);
             let keeps = mutants::is_on(Mutant::KeepTermOverRestart) && record.config.primary == before.config.primary;
-            if appointed(&record) != appointed(before) && !keeps {
+            if (renewed || appointed(&record) != appointed(before)) && !keeps {
                 record.config.term = Term(epoch.0);
                 record.appointed_at = revision;
             }
@@ -121,6 +134,9 @@ impl State {
             if failed(device) {
                 record.drop_learner(device);
             }
+        }
+        if record.config.heir.is_some_and(|heir| !self.can_lead(&record, heir)) {
+            record.config.heir = None;
         }
         let present = record.config.primary.is_some_and(|primary| {
             let process = self.sds_of(primary).and_then(|sds| sds.incarnation);
@@ -182,6 +198,10 @@ impl State {
             );
         }
         match change.kind {
+            PgChangeKind::HandOver => {
+                self.hand_over(record);
+                return done();
+            }
             PgChangeKind::RemoveIsr(device) => {
                 if device == change.proposer || !config.isr.contains(&device) {
                     return wrong_member(change.pg, device, "not another in-sync member");
@@ -199,6 +219,15 @@ impl State {
         self.put_pg(record);
         self.refresh_suspicion();
         done()
+    }
+
+    /// The primary was active, so earlier leases are over, and has released its own: nobody holds any, and the next one
+    /// need not wait (I14).
+    fn hand_over(&mut self, mut record: PgRecord) {
+        let chosen = self.choose_primary(&record, record.config.heir, &self.leads());
+        (record.leader, record.settled) = (None, true);
+        self.appoint(&mut record, chosen);
+        self.put_pg_of_term(record, true);
     }
 
     fn check_add_isr(&self, record: &PgRecord, device: DeviceId) -> Result<(), CommandError> {
@@ -255,11 +284,19 @@ impl State {
         match kind {
             PgUpdateKind::AppointPrimary { device, incarnation } => {
                 let process = self.sds_of(device).and_then(|sds| sds.incarnation);
-                let allowed = self.can_lead(record, device)
-                    && process == Some(incarnation)
-                    && record.config.primary != Some(device);
+                let allowed =
+                    self.can_lead(record, device) && process == Some(incarnation) && record.config.primary.is_none();
                 if allowed {
                     self.appoint(record, Some(device));
+                }
+                allowed
+            }
+            PgUpdateKind::MovePrimary { device } => {
+                let config = &mut record.config;
+                let moves = config.primary.is_some_and(|primary| primary != device) && config.heir.is_none();
+                let allowed = moves && self.can_lead(record, device);
+                if allowed {
+                    record.config.heir = Some(device);
                 }
                 allowed
             }

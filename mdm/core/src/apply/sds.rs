@@ -187,8 +187,8 @@ impl State {
         }
     }
 
-    /// The process is taken to be dead: one command for all its groups. Groups in which it only follows are left to their
-    /// primaries, who alone know what has been acknowledged (I9).
+    /// The process is taken to be dead: one command for all groups that it leads or was to lead. Groups in which it only
+    /// follows are left to their primaries, who alone know what has been acknowledged (I9).
     pub(super) fn sds_down(&mut self, id: SdsId, incarnation: ProcessIncarnation) -> CommandResult {
         self.check_process(id, incarnation)?;
         if !self.set_connected(id, false) {
@@ -198,7 +198,7 @@ impl State {
         let led: Vec<_> = self
             .pgs
             .values()
-            .filter(|record| record.config.primary.is_some_and(|primary| devices.contains(&primary)))
+            .filter(|record| record.config.primary.into_iter().chain(record.config.heir).any(|d| devices.contains(&d)))
             .map(|record| record.config.pg)
             .collect();
         let mut leads = self.leads();

@@ -201,6 +201,41 @@ fn a_death_is_not_certified_past_an_unsettled_predecessor() {
     assert!(world.pg(pg).previous_certified_dead);
 }
 
+fn move_to(world: &mut World, pg: PgId, device: DeviceId) {
+    let epoch = world.pg(pg).epoch;
+    let kind = PgUpdateKind::MovePrimary { device };
+    world.own(OwnCommand::UpdatePgs(vec![PgUpdate { pg, epoch, kind }])).unwrap();
+}
+
+// I14: nobody holds a lease after it.
+#[test]
+fn a_planned_move_begins_with_the_primary_and_ends_with_its_word() {
+    let (mut world, pg, primary, secondary) = two_servers();
+    let before = world.pg(pg);
+    move_to(&mut world, pg, secondary);
+    let asked = world.pg(pg);
+    assert_eq!((asked.primary, asked.heir, asked.term), (Some(primary), Some(secondary), before.term));
+    assert!(asked.epoch > before.epoch);
+    world.change(pg, PgChangeKind::HandOver).unwrap();
+    let after = world.pg(pg);
+    assert_eq!((after.primary, after.heir), (Some(secondary), None));
+    assert!(after.term > before.term && after.previous_certified_dead);
+}
+
+#[test]
+fn an_heir_that_is_lost_is_none() {
+    let (mut world, pg, primary, secondary) = two_servers();
+    move_to(&mut world, pg, secondary);
+    world.down(server(&world, secondary));
+    let config = world.pg(pg);
+    assert_eq!((config.primary, config.heir), (Some(primary), None));
+    // It had released already: it leads on, but under a new term.
+    world.change(pg, PgChangeKind::HandOver).unwrap();
+    let after = world.pg(pg);
+    assert_eq!(after.primary, Some(primary));
+    assert!(after.term > config.term);
+}
+
 // F4c, I5.
 #[test]
 fn a_replica_that_was_dropped_never_brings_its_group_back() {

@@ -1,7 +1,7 @@
 //! Fences (I17): when nothing of an older generation of a mapping can be ordered any more.
 //!
 //! A fence holds when every group of the volume's pool is led by a primary that follows the map to the fence and is active,
-//! or by nobody, and the last one to lead it is certainly dead: whoever leads it next begins with all fences known.
+//! or by nobody, and the last one to lead it certainly does so no more: whoever leads it next begins with all fences known.
 
 use mdm_api::epoch::Revision;
 use mdm_api::ids::{SdsId, StoragePoolId, VolumeId};
@@ -36,8 +36,8 @@ fn pg_through(state: &State, observed: &Observed, record: &PgRecord) -> Revision
         return observed.active_through(state, record).unwrap_or_default();
     }
     // Settled: nobody before the last one appointed can still order anything either.
-    let dead = record.settled && record.leader.is_none_or(|leader| state.is_certified_dead(leader));
-    if dead { Revision(u64::MAX) } else { Revision(0) }
+    let over = record.settled && record.leader.is_none_or(|leader| state.is_over(leader));
+    if over { Revision(u64::MAX) } else { Revision(0) }
 }
 
 /// What a fence waits for.

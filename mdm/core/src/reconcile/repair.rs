@@ -85,15 +85,13 @@ impl View<'_> {
         if record.config.primary != Some(device) {
             return Some(PgUpdateKind::RemoveSurplus { device });
         }
-        // It leads: the role moves first, and the old primary releases when it sees the new term.
+        if record.config.heir.is_some() {
+            return None;
+        }
+        // It leads: the role moves first.
         let heir = moved.map(|moved| moved.to).into_iter().chain(self.state.staying_isr(record));
         let mut heirs = heir.filter(|heir| *heir != device && self.state.can_lead(record, *heir));
-        self.appoint(heirs.next()?)
-    }
-
-    fn appoint(&self, device: DeviceId) -> Option<PgUpdateKind> {
-        let incarnation = self.state.sds_of(device)?.incarnation?;
-        Some(PgUpdateKind::AppointPrimary { device, incarnation })
+        heirs.next().map(|device| PgUpdateKind::MovePrimary { device })
     }
 
     /// Copies are missing.

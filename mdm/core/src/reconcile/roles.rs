@@ -1,5 +1,6 @@
 //! Evening out who leads. Damped: a few moves at a time, only of whole groups, only to servers that have been steady, and
-//! only where it makes a difference: a role that moves is a short pause for its group.
+//! only where it makes a difference: a role that moves is a short pause for its group, even as a planned move, in which the
+//! primary drains and hands over by itself.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +20,8 @@ pub fn propose(state: &State, observed: &Observed, now: Nanos) -> Vec<Command> {
     for record in state.pgs().values() {
         let copies = record.config.isr.len() as i64;
         for member in &record.config.isr {
-            let leads = i64::from(record.config.primary == Some(*member));
+            // A move under way counts as done.
+            let leads = i64::from(record.config.heir.or(record.config.primary) == Some(*member));
             *excess.entry(*member).or_insert(0) += (leads * copies - 1) * 6 / copies;
         }
     }
@@ -27,8 +29,12 @@ pub fn propose(state: &State, observed: &Observed, now: Nanos) -> Vec<Command> {
         let heard = state.sds_of(device).and_then(|sds| observed.heard(sds.id));
         heard.is_some_and(|heard| now.ms_since(heard.steady_since) >= ROLE_STEADY_MS)
     };
+    let under_way = state.pgs().values().filter(|record| record.config.heir.is_some()).count();
     let mut updates = Vec::new();
-    for record in state.pgs().values().filter(|record| is_whole(state, record)) {
+    for record in state.pgs().values().filter(|record| is_whole(state, record) && record.config.heir.is_none()) {
+        if under_way + updates.len() >= ROLE_MOVES_MAX {
+            break;
+        }
         let Some(primary) = record.config.primary else { continue };
         let heirs = record.config.isr.iter().copied().filter(|d| *d != primary && steady(*d));
         let Some(heir) = heirs.filter(|d| state.can_lead(record, *d)).min_by_key(|d| (excess[d], *d)) else { continue };
@@ -36,14 +42,10 @@ pub fn propose(state: &State, observed: &Observed, now: Nanos) -> Vec<Command> {
         if excess[&primary] - excess[&heir] < 6 * 4 || excess[&primary] < 6 {
             continue;
         }
-        let Some(incarnation) = state.sds_of(heir).and_then(|sds| sds.incarnation) else { continue };
         *excess.entry(primary).or_insert(0) -= 6;
         *excess.entry(heir).or_insert(0) += 6;
-        let kind = PgUpdateKind::AppointPrimary { device: heir, incarnation };
+        let kind = PgUpdateKind::MovePrimary { device: heir };
         updates.push(PgUpdate { pg: record.config.pg, epoch: record.config.epoch, kind });
-        if updates.len() == ROLE_MOVES_MAX {
-            break;
-        }
     }
     batch(updates)
 }

@@ -288,6 +288,32 @@ fn a_fence_does_not_hold_while_a_silent_sole_member_may_still_serve() {
     assert!(live.world.state.mappings().is_empty());
 }
 
+// F13: a server says that a device has failed after all on it has ended, and is itself alive and well.
+#[test]
+fn a_fence_does_not_wait_for_a_group_that_is_lost_with_its_device() {
+    let mut live = live(2, 1, 2, 4);
+    live.pass(2000);
+    let sdc = live.world.add_sdc(1);
+    let volume = *live.world.state.volumes().keys().next().unwrap();
+    live.world.map(volume, sdc).unwrap();
+    live.world.daemon(DaemonCommand::OpenMapping { volume, sdc, opener: 1 }).unwrap();
+    let servers = [sds(&live, 0), sds(&live, 1)];
+    live.resync = false;
+    live.kill(servers[0]);
+    live.pass(3000);
+    live.restart(servers[0]);
+    live.pass(3000);
+    let incarnation = live.world.process(servers[1]);
+    let device = live.world.state.devices().values().find(|device| device.sds == servers[1]).unwrap().id;
+    let failed = DaemonCommand::DeviceFailed { sds: servers[1], incarnation, device, reason: "EIO".to_owned() };
+    live.world.daemon(failed).unwrap();
+    live.pass(3000);
+    assert_eq!(live.count(PgHealth::Dark), 4);
+    live.world.admin(AdminCommand::UnmapVolume { volume: id(volume.0), sdc: None }).unwrap();
+    live.pass(300);
+    assert!(live.world.state.mappings().is_empty());
+}
+
 #[test]
 fn a_removed_volume_is_gone_when_every_primary_has_dropped_it() {
     let mut live = live(3, 1, 2, 8);

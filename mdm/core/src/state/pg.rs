@@ -71,6 +71,7 @@ impl PgRecord {
             isr,
             learners: Vec::new(),
             previous_certified_dead: true,
+            heir: None,
         };
         Self {
             config,
@@ -118,6 +119,9 @@ impl PgRecord {
         self.uncertain.remove(&device);
         if self.config.primary == Some(device) {
             self.config.primary = None;
+        }
+        if self.config.heir == Some(device) || self.config.primary.is_none() {
+            self.config.heir = None;
         }
         true
     }

@@ -148,6 +148,7 @@ fn first_map(address: SocketAddr) -> Vec<MapObject> {
             isr: vec![DeviceId(1)],
             learners: Vec::new(),
             previous_certified_dead: false,
+            heir: None,
         })
     }));
     objects

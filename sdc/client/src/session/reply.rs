@@ -73,7 +73,7 @@ impl Session {
     }
 
     /// F12: go where the server says, if it knows better; else wait for the map.
-    fn wrong_primary(&mut self, step: &mut Step<'_>, slot: Slot, told: Option<mdm_api::config::PgConfig>) {
+    fn wrong_primary(&mut self, step: &mut Step<'_>, slot: Slot, told: Option<Box<mdm_api::config::PgConfig>>) {
         self.stats.wrong_primary += 1;
         let Some(piece) = self.pieces.get(slot) else { return };
         let index = piece.group;
@@ -82,7 +82,7 @@ impl Session {
         let known = newest(step.map, pg, group.told.as_ref()).map(|config| config.epoch);
         self.back_off(step, slot);
         if let Some(told) = told.filter(|told| told.pg == pg && known.is_none_or(|known| told.epoch > known)) {
-            self.groups.entry(index).or_default().told = Some(told);
+            self.groups.entry(index).or_default().told = Some(*told);
             self.follow_group(step, index);
         }
     }

@@ -14,6 +14,7 @@ fn config() -> PgConfig {
         isr: vec![DeviceId(1), DeviceId(2)],
         learners: vec![DeviceId(5)],
         previous_certified_dead: true,
+        heir: Some(DeviceId(2)),
     }
 }
 
@@ -55,8 +56,8 @@ fn replies() -> Vec<ClientReply> {
         Ok(ClientAnswer::Done),
         Ok(ClientAnswer::Status(vec![true, false, true])),
         Err(ClientError::WrongPrimary(None)),
-        Err(ClientError::WrongPrimary(Some(config()))),
-        Err(ClientError::WrongPrimary(Some(PgConfig { primary: None, ..config() }))),
+        Err(ClientError::WrongPrimary(Some(Box::new(config())))),
+        Err(ClientError::WrongPrimary(Some(Box::new(PgConfig { primary: None, heir: None, ..config() })))),
         Err(ClientError::Retry),
         Err(ClientError::StaleSnap(SnapSeq(4))),
         Err(ClientError::Fenced),
@@ -114,8 +115,9 @@ fn every_reply_survives_its_encoding_and_no_other_length_decodes() {
 fn a_newer_version_is_refused_by_name() {
     let mut header = Vec::new();
     requests()[0].encode_header(&mut header);
-    header[0] = 2;
-    assert_eq!(ClientRequest::decode(&header, Bytes::new()), Err(ClientDecodeError::UnknownVersion(2)));
+    header[0] = CLIENT_VERSION + 1;
+    let refused = Err(ClientDecodeError::UnknownVersion(CLIENT_VERSION + 1));
+    assert_eq!(ClientRequest::decode(&header, Bytes::new()), refused);
 }
 
 #[test]
@@ -129,7 +131,7 @@ fn bytes_outside_of_a_chunk_are_refused() {
 fn a_configuration_that_breaks_an_invariant_is_refused() {
     let bad = PgConfig { learners: vec![DeviceId(1)], ..config() };
     let mut header = Vec::new();
-    ClientReply { tag: 1, result: Err(ClientError::WrongPrimary(Some(bad))) }.encode_header(&mut header);
+    ClientReply { tag: 1, result: Err(ClientError::WrongPrimary(Some(Box::new(bad)))) }.encode_header(&mut header);
     assert_eq!(ClientReply::decode(&header, Bytes::new()), Err(ClientDecodeError::BadCount));
 }
 

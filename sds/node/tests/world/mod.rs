@@ -22,7 +22,7 @@ use mdm_api::timing::Timing;
 use sds_api::block::ChunkId;
 use sds_api::client::{ClientAnswer, ClientError, ClientOperation, ClientRequest, RequestIdentity};
 use sds_api::client_codec::piece_checksums;
-use sds_node::{Action, ClientOpen, Event, KnownDevice, Settings, Shard};
+use sds_node::{Action, ClientOpen, CommandFailure, Event, KnownDevice, Settings, Shard};
 use sds_store::io::{DiskDone, DiskError, DiskOp, OpId};
 
 pub const SYSTEM: SystemId = SystemId(0xa5);
@@ -85,6 +85,8 @@ pub struct World {
     pub replies: BTreeMap<(SdsId, u64), Result<ClientAnswer, ClientError>>,
     pub opened: BTreeMap<SdsId, Result<u32, String>>,
     pub refusals: Vec<(DeviceId, String)>,
+    /// The metadata manager answers nobody.
+    pub is_silent: bool,
     next_id: u64,
     next_tag: u64,
     next_request: u64,
@@ -110,6 +112,7 @@ impl World {
             replies: BTreeMap::new(),
             opened: BTreeMap::new(),
             refusals: Vec::new(),
+            is_silent: false,
             next_id: 1000,
             next_tag: 0,
             next_request: 0,
@@ -238,6 +241,12 @@ impl World {
         }
     }
 
+    /// The medium does nothing any more.
+    pub fn lose_device(&mut self, number: u64) {
+        let event = Event::DeviceGone { device: device(number), cause: DiskError::Io };
+        self.servers.get_mut(&sds(number)).unwrap().inbox.push_back(Wire::Event(event));
+    }
+
     /// Goes on until it holds; what it is is named when it never does.
     pub fn settle(&mut self, what: &str, holds: impl Fn(&World) -> bool) {
         for _ in 0..4000 {
@@ -317,7 +326,7 @@ impl World {
             }
             Action::RememberDevices(list) => self.servers.get_mut(&id).unwrap().known = list,
             Action::Command { id: command_id, command } => {
-                let result = Ok(self.command(command));
+                let result = if self.is_silent { Err(CommandFailure::Unknown) } else { Ok(self.command(command)) };
                 now_event(self, Event::CommandDone { id: command_id, result });
             }
             Action::ConnectPeer { sds, .. } => {
@@ -401,6 +410,15 @@ impl World {
                     let mut config = config;
                     config.epoch = Epoch(config.epoch.0 + 1);
                     let (from, to, moved) = match change.kind {
+                        PgChangeKind::HandOver => {
+                            let heir = config.heir.take().unwrap();
+                            let server = self.map.device(heir).unwrap().sds;
+                            config.term = Term(config.epoch.0);
+                            config.primary = Some(heir);
+                            config.primary_incarnation = self.map.sds(server).unwrap().incarnation.unwrap();
+                            self.change(vec![MapObject::Pg(config)], vec![]);
+                            return CommandAnswer::Done;
+                        }
                         PgChangeKind::AddIsr(device) => (&mut config.learners, &mut config.isr, device),
                         PgChangeKind::RemoveIsr(device) => (&mut config.isr, &mut config.learners, device),
                     };
@@ -442,6 +460,7 @@ impl World {
                 isr: sorted(isr),
                 learners: sorted(learners),
                 previous_certified_dead: false,
+                heir: None,
             }));
         }
         self.change(changed, vec![]);

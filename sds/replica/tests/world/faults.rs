@@ -72,15 +72,10 @@ impl World {
             }
             12 => self.spoil(node),
             _ => {
-                if self.nodes[node].up {
-                    self.step(node, Event::ReleasePrimary);
-                    if self.rng.chance(70) && self.fit_to_lead(other) {
-                        self.manager.appoint(super::device(other), None);
-                        self.publish();
-                    } else if self.fit_to_lead(node) {
-                        self.manager.appoint(super::device(node), None);
-                        self.publish();
-                    }
+                if self.fit_to_lead(other) {
+                    self.manager.move_to(super::device(other));
+                    self.note(|| format!("manager asks for a move to {other}"));
+                    self.publish();
                 }
             }
         }

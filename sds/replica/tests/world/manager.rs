@@ -35,6 +35,7 @@ impl Manager {
                 isr: (0..nodes).map(device).collect(),
                 learners: vec![],
                 previous_certified_dead: false,
+                heir: None,
             },
             revision: 1,
             registered: vec![ProcessIncarnation(0); nodes],
@@ -89,11 +90,20 @@ impl Manager {
             config.primary = Some(primary);
             config.primary_incarnation = incarnation;
             config.previous_certified_dead = certified;
+            config.heir = None;
             if let Some(drop) = drop.filter(|drop| *drop != primary && config.isr.contains(drop)) {
                 config.isr.retain(|device| *device != drop);
                 config.learners.push(drop);
             }
         });
+    }
+
+    /// Asks the primary to hand over to another member of the ISR.
+    pub fn move_to(&mut self, heir: DeviceId) {
+        let is_other = self.config.primary.is_some_and(|primary| primary != heir);
+        if is_other && self.config.isr.contains(&heir) && self.config.heir.is_none() {
+            self.change(|config| config.heir = Some(heir));
+        }
     }
 }
 
@@ -126,8 +136,14 @@ impl World {
                 if config.isr.contains(&device) && config.isr.len() > 1 {
                     config.isr.retain(|member| *member != device);
                     config.learners.push(device);
+                    config.heir = config.heir.filter(|heir| *heir != device);
                 }
             }),
+            PgChangeKind::HandOver => {
+                let heir = self.manager.config.heir;
+                let next = heir.filter(|heir| self.fit(*heir)).unwrap_or(change.proposer);
+                self.manager.appoint(next, None);
+            }
             PgChangeKind::AddIsr(device) => self.manager.change(|config| {
                 if config.learners.contains(&device) {
                     config.learners.retain(|member| *member != device);

@@ -166,7 +166,6 @@ pub struct World {
     pub trace: bool,
     pub dropped: Vec<mdm_api::ids::VtreeId>,
     pub fenced: Vec<(u64, Option<mdm_api::epoch::Term>)>,
-    pub released: Vec<mdm_api::epoch::Term>,
     pub bad_blocks: Vec<bool>,
     /// Copies of layers, whole or in part.
     pub copies: u64,
@@ -235,7 +234,6 @@ impl World {
             trace: false,
             dropped: Vec::new(),
             fenced: Vec::new(),
-            released: Vec::new(),
             bad_blocks: Vec::new(),
             copies: 0,
             patched_blocks: 0,
@@ -480,7 +478,6 @@ impl World {
             Action::WantMap { .. } => self.manager.wanted(node),
             Action::Fenced { fence, term } => self.fenced.push((fence, term)),
             Action::Dropped { vtree } => self.dropped.push(vtree),
-            Action::Released { term } => self.released.push(term),
             Action::Gone => self.nodes[node].replica = None,
             Action::BadBlock { repaired, .. } => self.bad_blocks.push(repaired),
         }

@@ -185,7 +185,9 @@ impl Watch {
             }
             if config.term > old.term {
                 marks.hit("appointed");
+                marks.hit_if("handed over", config.primary.is_some() && config.primary == old.heir);
             }
+            marks.hit_if("moved in vain", old.heir.is_some() && config.heir.is_none() && config.primary != old.heir);
         }
         Ok(())
     }

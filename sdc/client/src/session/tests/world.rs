@@ -162,6 +162,7 @@ fn config(pg: u32, primary: u64, epoch: u64) -> PgConfig {
         isr: (1..=SERVERS).map(DeviceId).collect(),
         learners: Vec::new(),
         previous_certified_dead: false,
+        heir: None,
     }
 }
 
@@ -490,7 +491,7 @@ impl World {
         }
         if truth.primary != sds.0 {
             let told = (truth.epoch > request.epoch.0 && self.rng.chance(70))
-                .then(|| config(request.pg.index, truth.primary, truth.epoch));
+                .then(|| Box::new(config(request.pg.index, truth.primary, truth.epoch)));
             return Err(ClientError::WrongPrimary(told));
         }
         if self.rng.chance(self.faults.retry) {
