@@ -49,13 +49,11 @@ pub enum Mutant {
     ServeUnverified,
     /// I8: a large write is linked before its data is durable.
     LinkBeforeStaged,
-    /// I13: a primary that has released its leases goes on serving under its term.
-    ServeAfterRelease,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 21] = [
         Self::AcknowledgeBeforeDurable,
         Self::SkipLeaseWait,
         Self::KeepTermOverRestart,
@@ -77,7 +75,6 @@ impl Mutant {
         Self::ForgetPromise,
         Self::ServeUnverified,
         Self::LinkBeforeStaged,
-        Self::ServeAfterRelease,
     ];
 }
 

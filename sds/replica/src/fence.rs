@@ -89,9 +89,6 @@ impl Replica {
         if self.lead().moving == Moving::Released {
             // Until a newer term is known, heir or no heir: under this one nobody serves.
             self.propose(cx, PgChangeKind::HandOver);
-            if mutants::is_on(Mutant::ServeAfterRelease) {
-                self.lead().moving = Moving::No;
-            }
         }
     }
 

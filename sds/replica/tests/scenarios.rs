@@ -515,6 +515,25 @@ fn a_planned_move_needs_no_wait() {
     world.finish();
 }
 
+// I13: whoever leads next does not wait for the leases of the last one.
+#[test]
+fn a_primary_that_has_released_serves_nobody_until_the_role_has_moved() {
+    let mut world = pair();
+    let (old, new) = (world.primary().unwrap(), other(&world));
+    let value = write(&mut world, 0, 2);
+    world.manager.move_to(device(new));
+    world.publish();
+    world.manager.awake = false;
+    world.run(300, |_| false);
+    assert_eq!(world.role(old), Role::Primary, "it asks in vain");
+    let early = world.begin(1, 0, 0, 2, false);
+    assert!(!world.run(2_000, |world| world.result(1, early).is_some()), "the old primary answers");
+    world.manager.awake = true;
+    assert_eq!(world.wait(1, early).unwrap(), [value, value]);
+    assert_eq!(world.role(new), Role::Primary);
+    world.finish();
+}
+
 #[test]
 fn a_move_to_an_heir_that_is_lost_leaves_the_role_where_it_was() {
     let mut world = pair();
