@@ -2,6 +2,9 @@
 //!
 //! Always true: an id enters the table at `admit` and leaves it exactly once, together with its answer to the sink; an
 //! answer for an id that is not in the table (late, after a hang) is dropped. The lock is taken once per batch.
+//!
+//! A disk hangs by the time in which somebody looked. A process that is stopped (a debugger, a paused virtual machine) finds
+//! answers that came long ago when it goes on, and nobody has looked at them yet: that time is not the disk's.
 
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -61,10 +64,15 @@ struct State {
     closing: bool,
     /// Engines end when they are idle.
     stopped: bool,
+    looked_at: Instant,
+    /// For how long somebody has looked, since opening.
+    watched: Duration,
 }
 
 struct Pending {
     since: Instant,
+    /// [`State::watched`] at that time.
+    watched_since: Duration,
     patience: Duration,
 }
 
@@ -89,6 +97,8 @@ impl InFlight {
             failed: None,
             closing: false,
             stopped: false,
+            looked_at: Instant::now(),
+            watched: Duration::ZERO,
         };
         Self { state: Mutex::new(state), changed: Condvar::new(), sink, hang_limit }
     }
@@ -124,7 +134,8 @@ impl InFlight {
                 }
                 return Err(SubmitError::Duplicate(request.id));
             }
-            state.operations.insert(request.id, Pending { since: now, patience });
+            let pending = Pending { since: now, watched_since: state.watched, patience };
+            state.operations.insert(request.id, pending);
         }
         count(&mut state.statistics, batch);
         Ok(())
@@ -194,19 +205,11 @@ impl InFlight {
         if over(&state) {
             return Verdict::Over;
         }
-        let (state, _) = self.changed.wait_timeout(state, tick).unwrap_or_else(PoisonError::into_inner);
+        let (mut state, _) = self.changed.wait_timeout(state, tick).unwrap_or_else(PoisonError::into_inner);
         if over(&state) {
             return Verdict::Over;
         }
-        let now = Instant::now();
-        let aged = |pending: &Pending| now.saturating_duration_since(pending.since);
-        if let Some((id, pending)) = state.operations.iter().find(|(_, pending)| aged(pending) > pending.patience) {
-            return Verdict::Hung(*id, aged(pending));
-        }
-        match state.operations.values().map(aged).max() {
-            Some(oldest) if oldest >= tick => Verdict::Slow,
-            _ => Verdict::Fine,
-        }
+        state.judge(Instant::now(), tick)
     }
 
     pub(crate) fn hang_limit(&self) -> Duration {
@@ -226,6 +229,25 @@ impl InFlight {
 
     pub(crate) fn statistics(&self) -> Statistics {
         self.lock().statistics
+    }
+}
+
+impl State {
+    /// `tick`: how often this is asked. Of a longer time between two looks, no more than two ticks count.
+    fn judge(&mut self, now: Instant, tick: Duration) -> Verdict {
+        self.watched += now.saturating_duration_since(self.looked_at).min(tick.saturating_mul(2));
+        self.looked_at = now;
+        let watched = self.watched;
+        let aged = |pending: &Pending| {
+            now.saturating_duration_since(pending.since).min(watched.saturating_sub(pending.watched_since))
+        };
+        if let Some((id, pending)) = self.operations.iter().find(|(_, pending)| aged(pending) > pending.patience) {
+            return Verdict::Hung(*id, aged(pending));
+        }
+        match self.operations.values().map(aged).max() {
+            Some(oldest) if oldest >= tick => Verdict::Slow,
+            _ => Verdict::Fine,
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The table of operations in flight: ages, bounds, late completions.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sds_store::io::{DiskDone, DiskError, DiskOp, DiskRequest, IoClass, OpId};
@@ -71,6 +71,26 @@ fn a_hung_device_answers_everything_once_and_drops_what_comes_late() {
     assert_eq!(table.admit(&[flush(3)]), Err(SubmitError::Failed(DiskError::Hung)));
     assert_eq!(table.drain(), Err(DiskError::Hung));
     assert_eq!(table.watch(Duration::from_secs(60)), Verdict::Over);
+}
+
+#[test]
+fn time_in_which_the_process_was_stopped_is_not_the_disks() {
+    let (limit, tick) = (Duration::from_secs(5), Duration::from_millis(625));
+    let (table, _) = table(limit);
+    table.admit(&[flush(1)]).expect("fresh");
+    let resumed = Instant::now() + Duration::from_secs(600);
+    assert_eq!(table.lock().judge(resumed, tick), Verdict::Slow);
+    let mut now = resumed;
+    let verdict = loop {
+        now += tick;
+        match table.lock().judge(now, tick) {
+            Verdict::Slow => continue,
+            verdict => break verdict,
+        }
+    };
+    // It does hang: that is found, after no less than the limit.
+    assert!(matches!(verdict, Verdict::Hung(OpId(1), age) if age > limit), "{verdict:?}");
+    assert!(now - resumed >= limit - tick * 2, "{:?}", now - resumed);
 }
 
 #[test]
