@@ -502,54 +502,6 @@ fn a_dropped_tree_is_gone_on_every_copy() {
 }
 
 #[test]
-fn a_planned_move_needs_no_wait() {
-    let mut world = pair();
-    let new = other(&world);
-    let value = write(&mut world, 0, 2);
-    let begun = world.now;
-    world.manager.move_to(device(new));
-    world.publish();
-    assert!(world.run(2_000, |world| world.role(new) == Role::Primary), "{}", world.state());
-    assert!(world.now - begun < 100 * MS, "{} ms", (world.now - begun) / MS);
-    assert_eq!(read(&mut world, 0, 2).unwrap(), [value, value]);
-    world.finish();
-}
-
-// I13: whoever leads next does not wait for the leases of the last one.
-#[test]
-fn a_primary_that_has_released_serves_nobody_until_the_role_has_moved() {
-    let mut world = pair();
-    let (old, new) = (world.primary().unwrap(), other(&world));
-    let value = write(&mut world, 0, 2);
-    world.manager.move_to(device(new));
-    world.publish();
-    world.manager.awake = false;
-    world.run(300, |_| false);
-    assert_eq!(world.role(old), Role::Primary, "it asks in vain");
-    let early = world.begin(1, 0, 0, 2, false);
-    assert!(!world.run(2_000, |world| world.result(1, early).is_some()), "the old primary answers");
-    world.manager.awake = true;
-    assert_eq!(world.wait(1, early).unwrap(), [value, value]);
-    assert_eq!(world.role(new), Role::Primary);
-    world.finish();
-}
-
-#[test]
-fn a_move_to_an_heir_that_is_lost_leaves_the_role_where_it_was() {
-    let mut world = pair();
-    let (old, heir) = (world.primary().unwrap(), other(&world));
-    let value = write(&mut world, 0, 2);
-    world.crash(heir, 0);
-    world.manager.move_to(device(heir));
-    world.publish();
-    assert!(world.run(5_000, |world| world.manager.config.isr == [device(old)]), "{}", world.state());
-    assert_eq!(read(&mut world, 0, 2).unwrap(), [value, value]);
-    assert_eq!(world.role(old), Role::Primary);
-    world.start(heir);
-    world.finish();
-}
-
-#[test]
 fn a_damaged_or_impossible_request_changes_nothing() {
     let mut world = pair();
     let primary = world.primary().unwrap();
