@@ -199,7 +199,8 @@ impl World {
         }
     }
 
-    /// A primary has begun to serve: from this moment on no older one may (I13, I14, I15).
+    /// A primary has begun to serve: from this moment on no older one may (I13, I14, I15). The last answer that it waited for may
+    /// itself come late, when a newer one serves already; that one may read, and [`Self::look`] sees that this one may not.
     fn compare_risen(&mut self) {
         for risen in std::mem::take(&mut self.core.watch.protocol.risen) {
             for node in self.core.directory.sds_nodes.clone() {
@@ -207,7 +208,8 @@ impl World {
                 let Some(shard) = host.shard() else { continue };
                 let now = self.core.local(node);
                 let others = shard.replicas_of(risen.pg).filter(|(device, _)| *device != risen.device);
-                for (device, replica) in others.filter(|(_, replica)| replica.role() == Role::Primary) {
+                let leading = others.filter(|(_, replica)| replica.role() == Role::Primary);
+                for (device, replica) in leading.filter(|(_, replica)| replica.promised() < risen.term) {
                     self.core.marks.hit("I13");
                     if shard.may_answer_reads(now, risen.pg, device) {
                         let text = format!(
