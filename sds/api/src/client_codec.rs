@@ -306,16 +306,19 @@ fn put_config(out: &mut Vec<u8>, config: &PgConfig) {
     put_pg(out, config.pg);
     out.put_u64_le(config.epoch.0);
     out.put_u64_le(config.term.0);
-    out.put_u8(u8::from(config.primary.is_some()));
-    out.put_u64_le(config.primary.unwrap_or_default().0);
+    put_device(out, config.primary);
     out.put_u64_le(config.primary_incarnation.0);
     for list in [&config.isr, &config.learners] {
         out.put_u8(list.len() as u8);
         list.iter().for_each(|device| out.put_u64_le(device.0));
     }
     out.put_u8(u8::from(config.previous_certified_dead));
-    out.put_u8(u8::from(config.heir.is_some()));
-    out.put_u64_le(config.heir.unwrap_or_default().0);
+    put_device(out, config.heir);
+}
+
+fn put_device(out: &mut Vec<u8>, device: Option<DeviceId>) {
+    out.put_u8(u8::from(device.is_some()));
+    out.put_u64_le(device.unwrap_or_default().0);
 }
 
 fn check_version(input: &mut &[u8]) -> Result<(), ClientDecodeError> {
@@ -374,11 +377,15 @@ fn get_status(input: &mut &[u8]) -> Result<Vec<bool>, ClientDecodeError> {
     (0..count).map(|_| get_flag(input)).collect()
 }
 
+fn get_device(input: &mut &[u8]) -> Result<Option<DeviceId>, ClientDecodeError> {
+    let (is_there, device) = (get_flag(input)?, DeviceId(get_u64(input)?));
+    Ok(is_there.then_some(device))
+}
+
 fn get_config(input: &mut &[u8]) -> Result<PgConfig, ClientDecodeError> {
     let pg = get_pg(input)?;
     let (epoch, term) = (Epoch(get_u64(input)?), Term(get_u64(input)?));
-    let has_primary = get_flag(input)?;
-    let primary = DeviceId(get_u64(input)?);
+    let primary = get_device(input)?;
     let primary_incarnation = ProcessIncarnation(get_u64(input)?);
     let mut devices = || -> Result<Vec<DeviceId>, ClientDecodeError> {
         let count = usize::from(get_u8(input)?);
@@ -392,15 +399,12 @@ fn get_config(input: &mut &[u8]) -> Result<PgConfig, ClientDecodeError> {
         pg,
         epoch,
         term,
-        primary: has_primary.then_some(primary),
+        primary,
         primary_incarnation,
         isr,
         learners,
         previous_certified_dead: get_flag(input)?,
-        heir: {
-            let (has_heir, heir) = (get_flag(input)?, DeviceId(get_u64(input)?));
-            has_heir.then_some(heir)
-        },
+        heir: get_device(input)?,
     };
     // A configuration that no metadata manager makes is not one.
     config.check().map_err(|_| ClientDecodeError::BadCount)?;

@@ -135,7 +135,7 @@ impl Replica {
         if !leads || commit > self.log.committed() {
             return; // it asks again, or another
         }
-        self.hand_over(cx, (from, term), request, (layer, blocks));
+        self.read_blocks_for(cx, (from, term), request, (layer, blocks));
     }
 
     /// The primary's answer.

@@ -515,11 +515,11 @@ impl Replica {
             return;
         }
         self.commit_to(cx, commit.max(self.log.committed()));
-        self.hand_over(cx, (from, term), request, (layer, blocks));
+        self.read_blocks_for(cx, (from, term), request, (layer, blocks));
     }
 
     /// Reads blocks for somebody who asked for them.
-    pub(crate) fn hand_over(
+    pub(crate) fn read_blocks_for(
         &mut self,
         cx: &mut Cx<'_>,
         (to, term): (DeviceId, Term),

@@ -8,7 +8,7 @@ use mdm_api::epoch::{Epoch, Term};
 use mdm_api::error::{CommandError, ErrorCode};
 use mdm_api::ids::{DeviceId, PgId, ProcessIncarnation};
 use mdm_api::map::MapKey;
-use mdm_api::model::{Device, DeviceState};
+use mdm_api::model::DeviceState;
 use mdm_api::mutants::{self, Mutant};
 
 use super::{done, refuse};
@@ -45,8 +45,8 @@ impl State {
     /// True if the appointed process orders and serves nothing of the group any more: it is certainly gone, or its device
     /// has failed, which only the process itself says, after all on that device has ended there (F13).
     pub(crate) fn is_over(&self, leader: Appointment) -> bool {
-        let failed = |device: &Device| device.state == DeviceState::Failed;
-        self.is_certified_dead(leader) || self.devices.get(&leader.device).is_some_and(failed)
+        self.is_certified_dead(leader)
+            || self.devices.get(&leader.device).is_some_and(|device| device.state == DeviceState::Failed)
     }
 
     /// Makes a member primary in its server's present process, or nobody. Over with any planned move.
@@ -292,7 +292,7 @@ impl State {
                 allowed
             }
             PgUpdateKind::MovePrimary { device } => {
-                let config = &mut record.config;
+                let config = &record.config;
                 let moves = config.primary.is_some_and(|primary| primary != device) && config.heir.is_none();
                 let allowed = moves && self.can_lead(record, device);
                 if allowed {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use mdm_api::command::{AdminCommand, DaemonCommand};
 use mdm_api::control::ResyncReport;
-use mdm_api::ids::{DeviceId, SdsId};
+use mdm_api::ids::{DeviceId, SdcId, SdsId, VolumeId};
 use mdm_api::timing::Timing;
 
 use crate::command::{Command, OwnCommand, PgUpdateKind};
@@ -19,6 +19,22 @@ fn live(servers: usize, devices: usize, copies: u8, pg_count: u32) -> Live {
 
 fn sds(live: &Live, index: usize) -> SdsId {
     *live.world.state.sds().keys().nth(index).unwrap()
+}
+
+/// A volume that is mapped to a client and open there.
+fn open_volume(live: &mut Live) -> (VolumeId, SdcId) {
+    let sdc = live.world.add_sdc(1);
+    let volume = *live.world.state.volumes().keys().next().unwrap();
+    live.world.map(volume, sdc).unwrap();
+    live.world.daemon(DaemonCommand::OpenMapping { volume, sdc, opener: 1 }).unwrap();
+    (volume, sdc)
+}
+
+/// The server says that a device of its own has failed.
+fn fail_device(live: &mut Live, sds: SdsId) {
+    let device = live.world.state.devices().values().find(|device| device.sds == sds).unwrap().id;
+    let incarnation = live.world.process(sds);
+    live.world.daemon(DaemonCommand::DeviceFailed { sds, incarnation, device, reason: "EIO".to_owned() }).unwrap();
 }
 
 fn loads(live: &Live) -> BTreeMap<DeviceId, usize> {
@@ -118,10 +134,7 @@ fn a_failed_device_is_rebuilt_at_once() {
     let mut live = live(3, 2, 2, 64);
     live.pass(2000);
     let server = sds(&live, 0);
-    let device = *live.world.state.devices().keys().next().unwrap();
-    let incarnation = live.world.process(server);
-    let failed = DaemonCommand::DeviceFailed { sds: server, incarnation, device, reason: "EIO".to_owned() };
-    live.world.daemon(failed).unwrap();
+    fail_device(&mut live, server);
     live.pass(3000);
     assert!(live.all_healthy());
 }
@@ -237,10 +250,7 @@ fn two_lost_members_of_one_group_are_both_replaced() {
 fn a_fence_waits_for_every_primary_and_says_for_whom() {
     let mut live = live(3, 1, 2, 8);
     live.pass(2000);
-    let sdc = live.world.add_sdc(1);
-    let volume = *live.world.state.volumes().keys().next().unwrap();
-    live.world.map(volume, sdc).unwrap();
-    live.world.daemon(DaemonCommand::OpenMapping { volume, sdc, opener: 1 }).unwrap();
+    let (volume, sdc) = open_volume(&mut live);
     live.pass(300);
     live.world.admin(AdminCommand::UnmapVolume { volume: id(volume.0), sdc: None }).unwrap();
     let fence = live.world.state.mappings()[&(volume, sdc)].fence_revision;
@@ -269,10 +279,7 @@ fn a_fence_waits_for_every_primary_and_says_for_whom() {
 fn a_fence_does_not_hold_while_a_silent_sole_member_may_still_serve() {
     let mut live = live(2, 1, 2, 4);
     live.pass(2000);
-    let sdc = live.world.add_sdc(1);
-    let volume = *live.world.state.volumes().keys().next().unwrap();
-    live.world.map(volume, sdc).unwrap();
-    live.world.daemon(DaemonCommand::OpenMapping { volume, sdc, opener: 1 }).unwrap();
+    let (volume, _) = open_volume(&mut live);
     let (one, two) = (sds(&live, 0), sds(&live, 1));
     live.resync = false;
     live.kill(two);
@@ -293,20 +300,14 @@ fn a_fence_does_not_hold_while_a_silent_sole_member_may_still_serve() {
 fn a_fence_does_not_wait_for_a_group_that_is_lost_with_its_device() {
     let mut live = live(2, 1, 2, 4);
     live.pass(2000);
-    let sdc = live.world.add_sdc(1);
-    let volume = *live.world.state.volumes().keys().next().unwrap();
-    live.world.map(volume, sdc).unwrap();
-    live.world.daemon(DaemonCommand::OpenMapping { volume, sdc, opener: 1 }).unwrap();
+    let (volume, _) = open_volume(&mut live);
     let servers = [sds(&live, 0), sds(&live, 1)];
     live.resync = false;
     live.kill(servers[0]);
     live.pass(3000);
     live.restart(servers[0]);
     live.pass(3000);
-    let incarnation = live.world.process(servers[1]);
-    let device = live.world.state.devices().values().find(|device| device.sds == servers[1]).unwrap().id;
-    let failed = DaemonCommand::DeviceFailed { sds: servers[1], incarnation, device, reason: "EIO".to_owned() };
-    live.world.daemon(failed).unwrap();
+    fail_device(&mut live, servers[1]);
     live.pass(3000);
     assert_eq!(live.count(PgHealth::Dark), 4);
     live.world.admin(AdminCommand::UnmapVolume { volume: id(volume.0), sdc: None }).unwrap();
