@@ -10,9 +10,7 @@ use world::{Options, World};
 
 /// Two copies with four blocks of data, on which nobody waits for anything.
 fn written() -> World {
-    let mut world = World::new(7, Options::quiet(2));
-    world.allow_medium = true;
-    assert!(world.run(10_000, World::is_healthy), "{}", world.state());
+    let mut world = World::healthy(Options::quiet(2));
     let op = world.begin(0, 0, 0, 8, true);
     world.wait(0, op).unwrap();
     world.run(200, |_| false);

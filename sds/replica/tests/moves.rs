@@ -9,9 +9,7 @@ use world::{MS, Options, World, device};
 
 /// Two copies with a value in the first two sectors; the primary, and the other.
 fn written() -> (World, usize, usize, u64) {
-    let mut world = World::new(7, Options::quiet(2));
-    world.allow_medium = true;
-    assert!(world.run(10_000, World::is_healthy), "{}", world.state());
+    let mut world = World::healthy(Options::quiet(2));
     let op = world.begin(0, 0, 0, 2, true);
     world.wait(0, op).unwrap();
     let value = world.clients[0].ops[&op].value.unwrap();

@@ -12,15 +12,8 @@ use sds_replica::{ClientRef, Event, Role, Verdict};
 use world::clients::layer;
 use world::{Happening, MS, Options, World, device};
 
-fn healthy(options: Options) -> World {
-    let mut world = World::new(7, options);
-    world.allow_medium = true;
-    assert!(world.run(10_000, World::is_healthy), "{}", world.state());
-    world
-}
-
 fn pair() -> World {
-    healthy(Options::quiet(2))
+    World::healthy(Options::quiet(2))
 }
 
 /// A write that is answered.
@@ -52,7 +45,7 @@ fn writes_in_order(world: &World) -> usize {
 #[test]
 fn what_is_written_is_read_and_lies_on_every_copy() {
     for nodes in [1, 2, 3] {
-        let mut world = healthy(Options::quiet(nodes));
+        let mut world = World::healthy(Options::quiet(nodes));
         let value = write(&mut world, 0, 5);
         assert_eq!(read(&mut world, 0, 6).unwrap(), [value, value, value, value, value, 0]);
         world.run(200, |_| false);
@@ -187,7 +180,7 @@ fn a_certified_death_ends_the_wait() {
 #[test]
 fn learner_is_promoted_only_when_complete() {
     // F28, F29: nothing is retained, so the learner is fed by copies; it dies half way, twice.
-    let mut world = healthy(Options { retained_bytes: 0, ..Options::quiet(2) });
+    let mut world = World::healthy(Options { retained_bytes: 0, ..Options::quiet(2) });
     let (primary, learner) = (world.primary().unwrap(), other(&world));
     write(&mut world, 0, 6);
     world.crash(learner, 0);
@@ -230,7 +223,7 @@ fn a_replica_that_was_away_for_a_moment_gets_only_what_it_missed() {
 
 #[test]
 fn a_replica_that_was_away_for_longer_gets_the_blocks_that_changed_and_not_their_chunks() {
-    let mut world = healthy(Options { retained_bytes: 0, ..Options::quiet(2) });
+    let mut world = World::healthy(Options { retained_bytes: 0, ..Options::quiet(2) });
     let away = other(&world);
     for chunk in 0..3 {
         let op = world.begin(0, chunk, 0, 8, true);
@@ -417,7 +410,7 @@ fn a_disk_that_lied_is_found_by_what_it_had_acknowledged() {
 
 #[test]
 fn writes_below_the_policy_wait_and_reads_go_on() {
-    let mut world = healthy(Options { min_isr: 2, ..Options::quiet(2) });
+    let mut world = World::healthy(Options { min_isr: 2, ..Options::quiet(2) });
     let away = other(&world);
     let value = write(&mut world, 0, 2);
     world.crash(away, 9);

@@ -189,6 +189,14 @@ fn context(node: usize, incarnation: ProcessIncarnation, now: Nanos, options: Op
 }
 
 impl World {
+    /// One whose copies are all in sync, and whose blocks may be spoilt.
+    pub fn healthy(options: Options) -> World {
+        let mut world = World::new(7, options);
+        world.allow_medium = true;
+        assert!(world.run(10_000, World::is_healthy), "{}", world.state());
+        world
+    }
+
     pub fn new(seed: u64, options: Options) -> Self {
         let mut rng = Rng(seed);
         let mut nodes = Vec::new();
