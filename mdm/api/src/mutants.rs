@@ -49,11 +49,13 @@ pub enum Mutant {
     ServeUnverified,
     /// I8: a large write is linked before its data is durable.
     LinkBeforeStaged,
+    /// I16: a late packet, below the watermark, is taken for a new request.
+    TakeLateForNew,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::AcknowledgeBeforeDurable,
         Self::SkipLeaseWait,
         Self::KeepTermOverRestart,
@@ -75,6 +77,7 @@ impl Mutant {
         Self::ForgetPromise,
         Self::ServeUnverified,
         Self::LinkBeforeStaged,
+        Self::TakeLateForNew,
     ];
 }
 

@@ -16,6 +16,22 @@ use crate::limits::REQUESTS_PER_CLIENT_MAX;
 use crate::report::OperationKind;
 use crate::shard::{Shard, Work};
 
+impl Handle {
+    /// The same over every connection that the session ever has (I16).
+    fn identity(&self, operation: &ClientOperation) -> Option<WriteIdentity> {
+        match operation {
+            ClientOperation::Write { identity, .. } | ClientOperation::Zero { identity, .. } => Some(WriteIdentity {
+                volume: self.volume,
+                sdc: self.sdc,
+                session: self.generation,
+                request: identity.request,
+                oldest_unacked: identity.oldest_unacked,
+            }),
+            ClientOperation::Read { .. } | ClientOperation::Status { .. } => None,
+        }
+    }
+}
+
 /// A request that may be carried out.
 struct Admitted {
     pg: PgId,
@@ -67,18 +83,14 @@ impl Shard {
         self.check_handle(handle, request)?;
         let snap_seq = self.check_place(handle, request)?;
         let layer = LayerKey { chunk: request.chunk, snap_seq };
-        let identity = match &request.operation {
-            ClientOperation::Write { identity, .. } | ClientOperation::Zero { identity, .. } => Some(WriteIdentity {
-                volume: handle.volume,
-                sdc: handle.sdc,
-                session: handle.generation,
-                request: identity.request,
-                oldest_unacked: identity.oldest_unacked,
-            }),
-            ClientOperation::Read { .. } | ClientOperation::Status { .. } => None,
-        };
         let device = self.leader(request)?;
-        Ok(Admitted { pg: request.pg, device, layer, identity })
+        Ok(Admitted { pg: request.pg, device, layer, identity: handle.identity(&request.operation) })
+    }
+
+    /// For observers: the identity under which a client's change is ordered (I16). None for what changes nothing, and for
+    /// a handle that is not open.
+    pub fn identity_of(&self, connection: u64, request: &ClientRequest) -> Option<WriteIdentity> {
+        self.clients.get(connection)?.handles.get(&request.handle)?.identity(&request.operation)
     }
 
     /// I17: the mapping is in force, in the generation that the volume was opened under.

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use bytes::{Buf, BufMut};
 use mdm_api::epoch::{AttachGeneration, RequestNumber, Seq};
 use mdm_api::ids::{SdcId, VolumeId};
+use mdm_api::mutants::{self, Mutant};
 use sds_api::entry::WriteIdentity;
 
 use crate::limits::{SESSION_WINDOW, SESSIONS_MAX};
@@ -145,7 +146,7 @@ impl Session {
             return Seen::Ordered(*seq);
         }
         if identity.request < watermark {
-            return Seen::Forgotten;
+            return if mutants::is_on(Mutant::TakeLateForNew) { Seen::New } else { Seen::Forgotten };
         }
         if identity.request.0 - watermark.0 >= SESSION_WINDOW { Seen::Full } else { Seen::New }
     }

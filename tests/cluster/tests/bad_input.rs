@@ -17,7 +17,7 @@ use mdm_api::client::pki::{self, Authority, Identity};
 use mdm_api::client::{ConnectError, Connector};
 use mdm_api::control::PeerRole;
 use mdm_api::frame::{self, FRONT_BYTES, FrameKind, Front};
-use mdm_api::ids::{KeyId, MdmId, ProcessIncarnation, SdsId, SystemId};
+use mdm_api::ids::{KeyId, MdmId, ProcessIncarnation, SdcId, SdsId, SystemId};
 use sds_api::open::{OPEN_BOUNDS, OPEN_VERSION, OpenMessage, PeerLink};
 
 /// Nobody listens there: a port below 1024 that no service of a test machine has.
@@ -268,6 +268,33 @@ fn session_system(path: &str) -> (String, SystemId) {
 
 /// A data server believes nobody without proof: neither another server nor a client.
 fn servers_want_proof(system: &System, processes: &[(String, u32)]) {
+    let (_, system_id) = system.variable("ASHLAR_SESSION").map(session_system).unwrap();
+    let text = greet_server(system, processes, &peer_hello(system_id, OPEN_VERSION));
+    assert!(!text.is_empty() && !text.contains('\n'), "{text}");
+}
+
+/// F33: one of another version is not half understood. It hears which versions are spoken here, and nobody else notices.
+#[test]
+fn programs_of_another_version_are_told_so() {
+    with_system(&small(), |system| {
+        system.wait_healthy(Duration::from_secs(60))?;
+        let (before, text) = (system.processes()?, system.variable("ASHLAR_SESSION")?);
+        let (_, id) = session_system(text);
+        let version = OPEN_VERSION + 1;
+        let client = OpenMessage::ClientHello { version, system: id, sdc: SdcId(1), nonce: Default::default() };
+        for hello in [peer_hello(id, version), client] {
+            let told = greet_server(system, &before, &hello);
+            assert!(told.contains(&format!("version {version} ")) && !told.contains('\n'), "{told}");
+            assert!(told.contains(&format!("to {OPEN_VERSION})")), "{told}");
+        }
+        assert_eq!(system.processes()?, before, "a daemon has ended");
+        system.wait_healthy(Duration::from_secs(60)).map(drop)
+    })
+    .unwrap();
+}
+
+/// Greets a data server: in which words it refuses.
+fn greet_server(system: &System, processes: &[(String, u32)], hello: &OpenMessage) -> String {
     let status = system.status().unwrap();
     let (_, pid) = processes.iter().find(|(name, _)| name == "sds1").unwrap();
     let node = status["nodes"].as_array().unwrap().iter().find(|node| node["name"] == "sds1").unwrap();
@@ -277,10 +304,10 @@ fn servers_want_proof(system: &System, processes: &[(String, u32)]) {
     let stream = std::net::TcpStream::connect::<std::net::SocketAddr>(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     assert!(matches!(receive(&stream), Some(OpenMessage::Challenge { system, .. }) if system == system_id));
-    (&stream).write_all(&frame::encode(FrameKind::DataOpen, &forged(system_id).encode())).unwrap();
-    let Some(OpenMessage::Refused { text }) = receive(&stream) else { panic!("a forged proof is not refused") };
-    assert!(!text.is_empty() && !text.contains('\n'), "{text}");
+    (&stream).write_all(&frame::encode(FrameKind::DataOpen, &hello.encode())).unwrap();
+    let Some(OpenMessage::Refused { text }) = receive(&stream) else { panic!("{hello:?} is not refused") };
     assert!(receive(&stream).is_none(), "the connection ends");
+    text
 }
 
 /// The next message of an opening; `None` at the end.
@@ -295,9 +322,10 @@ fn receive(mut stream: &std::net::TcpStream) -> Option<OpenMessage> {
     Some(OpenMessage::decode(&header).unwrap())
 }
 
-fn forged(system: SystemId) -> OpenMessage {
+/// Another server's greeting, with a proof that proves nothing.
+fn peer_hello(system: SystemId, version: u16) -> OpenMessage {
     OpenMessage::PeerHello {
-        version: OPEN_VERSION,
+        version,
         system,
         sds: SdsId(1),
         incarnation: ProcessIncarnation(1),

@@ -45,6 +45,7 @@ enum Undo {
     Cut(Vec<(NodeId, NodeId)>, Time),
     Unmap,
     Wipe(Electors),
+    LeaveBehind(NodeId, NodeId),
 }
 
 /// What is broken, and what is to break.
@@ -184,6 +185,7 @@ impl World {
                 self.unmap();
             }
             Undo::Wipe(electors) => self.wipe_elector(electors),
+            Undo::LeaveBehind(client, server) => self.leave_behind(client, server),
             Undo::Files(node) => {
                 if let Host::Mdm(host) = &mut self.hosts[node] {
                     host.slowness = 1;
@@ -332,6 +334,7 @@ impl World {
             Fault::LoseAnswers => self.lose_answers(),
             Fault::LagAndWipe => self.lag_and_wipe(),
             Fault::LateNews => self.late_news(),
+            Fault::LatePackets => self.late_packets(),
             Fault::Unmap => self.unmap(),
             Fault::Resize => {
                 let volume = *self.faults.rng.pick(&directory.volumes);

@@ -310,6 +310,14 @@ impl Net {
         }
     }
 
+    /// An end gives a connection up: what it has sent goes its way, and the end of the connection behind it.
+    pub fn abandon(&mut self, now: Time, id: ConnId, node: NodeId, out: &mut Effects) {
+        if self.is_open(id, node) {
+            self.close(now, id, node, out);
+            out.signals.push((node, id, Signal::Lost { reset: false }));
+        }
+    }
+
     fn push(&mut self, now: Time, id: ConnId, side: usize, item: Item, out: &mut Effects) {
         let Some(conn) = self.conn(id) else { return };
         let (from, to) = (conn.ends[side], conn.ends[1 - side]);

@@ -49,11 +49,12 @@ pub enum Fault {
     LagAndWipe,
     RotMetadata,
     LateNews,
+    LatePackets,
 }
 
 impl Fault {
     /// All kinds.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 39] = [
         Self::CrashSds,
         Self::CrashMdm,
         Self::CrashSdc,
@@ -92,6 +93,7 @@ impl Fault {
         Self::LagAndWipe,
         Self::RotMetadata,
         Self::LateNews,
+        Self::LatePackets,
     ];
 
     /// True if it may take what a device holds: only devices of one server get such.
@@ -174,7 +176,7 @@ impl Plan {
         let copies = if sds >= 3 && rng.one_in(4) { 3 } else { 2 };
         let min_isr = if copies == 3 { *rng.pick(&[1, 2]) } else { 1 };
         let mut faults = Vec::new();
-        for fault in Fault::ALL {
+        for fault in Fault::ALL.into_iter().filter(|fault| *fault != Fault::LatePackets) {
             if rng.one_in(3) {
                 let weight = if fault == Fault::PowerAll { 1 } else { rng.between(1, 5) };
                 faults.extend((0..weight).map(|_| fault));
@@ -216,7 +218,16 @@ impl Plan {
             scrub_period_ms: *rng.pick(&[0, 10_000, 60_000]),
         };
         plan.grow_cold(&mut Rng::new(seed ^ 0x434f_4c44));
+        plan.hold_up(&mut Rng::new(seed ^ 0x4c41_5445));
         plan
+    }
+
+    /// In some seeds, besides whatever else was drawn, requests come after their connection is over (F24).
+    fn hold_up(&mut self, rng: &mut Rng) {
+        if rng.one_in(8) {
+            let weight = rng.between(2, 5);
+            self.faults.extend((0..weight).map(|_| Fault::LatePackets));
+        }
     }
 
     /// In some seeds what was written is left alone from then on, and much is written elsewhere, so that the journal soon

@@ -87,8 +87,8 @@ impl Report {
         for (row, what) in ROWS.iter().chain(&INVARIANTS) {
             println!("  {row:<4} {:>9}  {what}", self.marks.count(row));
         }
-        for (row, why) in ELSEWHERE {
-            println!("  {row:<4} not here: {why}");
+        for (row, why) in ELSEWHERE.into_iter().filter(|(row, _)| self.marks.count(row) == 0) {
+            println!("  {row:<4} elsewhere: {why}");
         }
         let missing = self.marks.missing();
         let missing = if missing.is_empty() { "none".to_owned() } else { missing.join(" ") };

@@ -348,7 +348,6 @@ impl World {
                     for volume in &mut host.volumes {
                         let Some(stats) = volume.session().map(|session| session.stats()) else { continue };
                         hits.push(("F23", stats.retries > 0));
-                        hits.push(("I16", stats.retries > 0));
                     }
                 }
                 _ => {}

@@ -40,6 +40,7 @@ fn may_matter(mutant: Mutant, plan: &Plan) -> bool {
         Mutant::ForgetPromise => comes(Fault::CutFromMembers) && plan.copies > 2,
         Mutant::ServeUnverified => comes(Fault::Rot) || comes(Fault::Misdirect),
         Mutant::LinkBeforeStaged => plan.mix.large > 0,
+        Mutant::TakeLateForNew => comes(Fault::LatePackets),
         _ => true,
     }
 }

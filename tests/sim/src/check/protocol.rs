@@ -82,6 +82,11 @@ impl Protocol {
         self.committed.get(&pg).copied().unwrap_or_default()
     }
 
+    /// True if a client's request has its place in the order.
+    pub fn is_committed(&self, pg: PgId, identity: &WriteIdentity) -> bool {
+        self.requests.contains_key(&name_of(pg, identity))
+    }
+
     /// Looks at the replicas of a server that had an event.
     pub fn look(&mut self, shard: &Shard, around: &mut Around<'_>) -> Result<(), String> {
         for (pg, device) in shard.stepped() {
@@ -265,14 +270,17 @@ impl Protocol {
     }
 
     fn note_request(&mut self, pg: PgId, identity: &WriteIdentity, seq: Seq) -> Result<(), String> {
-        let request = (pg, identity.volume, identity.sdc, identity.session, identity.request);
-        match self.requests.insert(request, seq) {
+        match self.requests.insert(name_of(pg, identity), seq) {
             Some(earlier) if earlier != seq => {
                 Err(format!("I16: request {} is committed as {earlier} and as {seq}", identity.request))
             }
             _ => Ok(()),
         }
     }
+}
+
+fn name_of(pg: PgId, identity: &WriteIdentity) -> Request {
+    (pg, identity.volume, identity.sdc, identity.session, identity.request)
 }
 
 fn digest(entry: &Entry) -> u64 {

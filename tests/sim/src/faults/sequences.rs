@@ -118,6 +118,27 @@ impl World {
         true
     }
 
+    /// What a client sends to a server is held up. It gives its connection up and asks again over a new one, over which
+    /// nothing is held up: what it sent before comes later, some of it after newer requests were answered (F24).
+    pub(super) fn late_packets(&mut self) -> bool {
+        let directory = self.core.directory.clone();
+        let (client, server) = (self.pick(&directory.sdc_nodes), self.pick(&directory.sds_nodes));
+        self.core.net.link(client, server).slowness = self.faults.rng.between(1000, 20_000);
+        let gives_up = self.faults.rng.between(50, 1500) * MS;
+        self.undo_after(gives_up, Undo::LeaveBehind(client, server));
+        true
+    }
+
+    /// The second half of it.
+    pub(super) fn leave_behind(&mut self, client: NodeId, server: NodeId) {
+        self.core.net.link(client, server).slowness = 1;
+        for conn in self.core.net.conns_of(client) {
+            if self.core.net.other_end(conn, client) == Some(server) {
+                self.core.with_net(|net, now, out| net.abandon(now, conn, client, out));
+            }
+        }
+    }
+
     /// Some members miss what is decided; then of those who know it one loses its log and the others are cut off. Nobody may
     /// lead until they are back.
     pub(super) fn lag_and_wipe(&mut self) -> bool {

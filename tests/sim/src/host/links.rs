@@ -234,6 +234,7 @@ impl Links {
             }
             (Stage::Client { .. }, FrameKind::ClientRequest) => {
                 let request = ClientRequest::decode(&header, payload).ok()?;
+                self.mark(core, shard, conn, &request);
                 out.push(Event::ClientRequest { connection: conn.0, request });
                 Some(())
             }
@@ -242,6 +243,16 @@ impl Links {
             }
             _ => None,
         }
+    }
+
+    /// Rows that a request is an example of: its connection is over for the client that sent it, or what it wants was
+    /// committed before.
+    fn mark(&self, core: &mut Core, shard: &Shard, conn: ConnId, request: &ClientRequest) {
+        let Some(identity) = shard.identity_of(conn.0, request) else { return };
+        let client = core.net.other_end(conn, self.node);
+        let is_late = client.is_some_and(|client| core.reach[client].running && !core.net.is_open(conn, client));
+        core.marks.hit_if("F24", is_late);
+        core.marks.hit_if("I16", core.watch.protocol.is_committed(request.pg, &identity));
     }
 
     fn greeting(

@@ -413,7 +413,6 @@ impl SdsHost {
 fn note_reply(reply: &ClientReply, marks: &mut Marks) {
     match &reply.result {
         Err(ClientError::WrongPrimary(_)) => marks.hit("F12"),
-        Err(ClientError::Forgotten) => marks.hit("F24"),
         Err(ClientError::Medium) => marks.hit("F16"),
         Err(ClientError::NoSpace) => {
             marks.hit("F20");
