@@ -46,6 +46,7 @@ pub mod planted;
 mod read;
 mod replay;
 pub mod request;
+mod reread;
 mod scrub;
 mod stage;
 pub mod store;

@@ -36,6 +36,10 @@ pub const JOURNAL_BYTES_MAX: u64 = 4 << 30;
 pub const OPEN_READ_BYTES: u64 = 1 << 20;
 /// Reads in flight while opening.
 pub const OPEN_READS: usize = 8;
+/// Times that a block is read before it counts as unreadable.
+pub const READ_TRIES: u32 = 5;
+/// The same where a client waits.
+pub const READ_TRIES_FOREGROUND: u32 = 2;
 /// Payload of entries that wait to be applied that is kept in memory by default; beyond it the journal is read again.
 pub const PAYLOAD_CACHE_BYTES: usize = 64 << 20;
 /// Checksums of blocks at home that are kept in memory by default: for 64 GiB of data.

@@ -20,7 +20,7 @@ use crate::layout::{
     Geometry, PAGE, PAGES_PER_DIRECTORY, RECORDS_PER_PAGE, SUPER_AREA_BYTES, SUPER_COPIES, default_journal_bytes,
     last_super_offset,
 };
-use crate::limits::{JOURNAL_BYTES_MAX, JOURNAL_BYTES_MIN, OPEN_READ_BYTES, OPEN_READS};
+use crate::limits::{JOURNAL_BYTES_MAX, JOURNAL_BYTES_MIN, OPEN_READ_BYTES, OPEN_READS, READ_TRIES};
 use crate::meta::page::{HomeRef, Kind, decode_page, decode_refs, is_current};
 use crate::planted::Bug;
 use crate::replay::Replay;
@@ -53,9 +53,6 @@ pub struct Opened {
 
 /// Pieces of a wanted range, in order; `None` where the device could not deliver.
 type Parts = Vec<(u64, Option<Bytes>)>;
-
-/// Times that a block is read before it counts as unreadable.
-const READ_TRIES: u32 = 5;
 
 /// Reads ranges, several at a time, and hands them over in order. A range that fails is read again block by block, and a
 /// block a few times: one that fails for good makes the copy suspect, and that may be the only one.

@@ -66,6 +66,7 @@ impl Store {
             now: Nanos(0),
             next_op: 0,
             ops: BTreeMap::new(),
+            rereads: BTreeMap::new(),
             next_id: 0,
             resident: 0,
             sweeps: false,

@@ -29,6 +29,7 @@ use crate::pg::Pg;
 use crate::planted::Bug;
 use crate::read::ReadJob;
 use crate::request::{Answer, Counters, Event, Output, Request, Space, Token};
+use crate::reread::{Place, Reread};
 use crate::scrub::Scrub;
 use crate::stage::Batch;
 use crate::sums::Sums;
@@ -98,6 +99,8 @@ pub(crate) enum Owner {
     Checkpoint,
     /// A read of the scrub; which of its pieces.
     Scrub(usize),
+    /// A block of a read that failed; which of its blocks.
+    Reread(u64, usize),
 }
 
 impl Owner {
@@ -151,7 +154,9 @@ pub struct Store {
     pub(crate) now: Nanos,
 
     pub(crate) next_op: u64,
-    pub(crate) ops: BTreeMap<OpId, Owner>,
+    pub(crate) ops: BTreeMap<OpId, (Owner, Option<Place>)>,
+    /// Reads that failed.
+    pub(crate) rereads: BTreeMap<u64, Reread>,
     pub(crate) next_id: u64,
 
     /// Payload bytes of unapplied entries in memory.
@@ -265,12 +270,20 @@ impl Store {
     }
 
     fn disk(&mut self, done: DiskDone, out: &mut Vec<Output>) {
-        let Some(owner) = self.ops.remove(&done.id) else { return };
+        let Some((owner, place)) = self.ops.remove(&done.id) else { return };
         self.job_operations -= usize::from(owner.is_job());
         if self.failed.is_some() {
             return;
         }
-        match (owner, done.result) {
+        match (place, done.result) {
+            (Some(place), Err(DiskError::Io)) => self.read_again(owner, place, out),
+            (_, result) => self.disk_done(owner, result, out),
+        }
+    }
+
+    pub(crate) fn disk_done(&mut self, owner: Owner, result: Result<Bytes, DiskError>, out: &mut Vec<Output>) {
+        match (owner, result) {
+            (Owner::Reread(id, index), result) => self.block_reread(id, index, result, out),
             (Owner::Read(id, part), result) => self.read_done(id, part, result, out),
             (Owner::JobRead(id, part), result) => self.job_read_done(id, part, result, out),
             (Owner::Sums(page), result) => self.sums_read(page, result, out),
@@ -300,6 +313,7 @@ impl Store {
         }
         self.batches.clear();
         self.reads.clear();
+        self.rereads.clear();
         self.installs.clear();
         let failed = |token| Output::Done { token, result: Err(StoreError::Failed(cause)) };
         out.extend(tokens.into_iter().map(failed));
@@ -322,7 +336,8 @@ impl Store {
         let id = OpId(self.next_op);
         self.next_op += 1;
         self.job_operations += usize::from(owner.is_job());
-        self.ops.insert(id, owner);
+        let place = Place::of(&owner, class, &op);
+        self.ops.insert(id, (owner, place));
         out.push(Output::Disk(DiskRequest { id, class, op }));
     }
 

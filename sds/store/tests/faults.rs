@@ -82,6 +82,46 @@ fn an_unreadable_block_is_no_failure_of_the_device() {
 }
 
 #[test]
+fn an_unreadable_block_costs_none_of_its_neighbours() {
+    let mut machine = filled(5);
+    machine.call(Request::Checkpoint).unwrap();
+    let block = home_block(&machine);
+    machine.disk.unreadable.push(block);
+    let pieces = read(&mut machine);
+    let bad = pieces.iter().filter(|piece| matches!(piece.content, PieceContent::Bad { .. }));
+    assert_eq!(bad.map(|piece| piece.blocks.count()).sum::<u16>(), 1, "{pieces:?}");
+}
+
+#[test]
+fn read_errors_that_do_not_come_back_cost_nothing() {
+    for every in [2, 3, 5] {
+        // Nothing stays in memory: applying reads the journal, and every change the page that knows of the chunk.
+        let options = Options { payload_cache_bytes: 0, checksum_cache_bytes: 0, ..Options::default() };
+        let mut machine = Machine::fresh_with(SIZE, 8 * JOURNAL, options);
+        machine.disk.stutters_every = Some(every);
+        for seq in 1..=60 {
+            let entries = vec![write(pg(0), 1, seq, layer(1, seq % 12, 0), (seq / 16) as u16, &[seq, seq, seq])];
+            assert_eq!(machine.call(Request::Append { entries }), Ok(Answer::Done));
+            machine.request(Request::Commit { pg: pg(0), through: Seq(seq) });
+            if seq % 7 == 0 {
+                machine.call(Request::Checkpoint).unwrap();
+            }
+        }
+        machine.call(Request::Checkpoint).unwrap();
+        machine.disk.stutters_every = None;
+        for chunk in 0..12 {
+            let whole = Request::Read { layer: layer(1, chunk, 0), blocks: BlockRange::WHOLE };
+            let Ok(Answer::Read(pieces)) = machine.call(whole) else { panic!("{every}: it cannot be read") };
+            let bad = pieces.iter().any(|piece| matches!(piece.content, PieceContent::Bad { .. }));
+            assert!(!bad, "{every}: {pieces:?}");
+        }
+        let counters = machine.store.counters();
+        assert_eq!((counters.pages_lost, counters.bad_blocks), (0, 0), "{every}");
+        assert!(counters.pages_read > 0, "{every}: pages were read again");
+    }
+}
+
+#[test]
 fn the_first_write_error_is_the_last_thing_that_happens() {
     let mut machine = filled(2);
     machine.disk.fail_writes = true;
