@@ -66,6 +66,7 @@ pub const PLACES: &[Place] = &[
     place("guest", "tests/guest", Kind::Outside, &["cluster"]),
     place("tidy", "tests/tidy", Kind::Outside, &[]),
     place("fuzz", "tests/fuzz", Kind::Outside, &[]),
+    place("model", "tests/model", Kind::Outside, &[]),
 ];
 
 /// Front ends and daemons, which no other crate may use as a library.
@@ -73,6 +74,7 @@ const TOPS: &[&str] = &["mdm", "sds", "sdc", "plugin", "scli"];
 
 /// Third-party crates whose types stop at one border crate of ours.
 pub const BORDERS: &[(&str, &str)] = &[
+    ("stateright", "model"),
     ("raft", "mdm-raft"),
     ("raft-proto", "mdm-raft"),
     ("protobuf", "mdm-raft"),
